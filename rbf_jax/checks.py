@@ -1,0 +1,78 @@
+"""Checks of arguments: static ones always, those of values only on concrete arrays (tracers are let through)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rbf_jax.types import Array, Key
+
+
+def is_concrete(value: object) -> bool:
+    """True where the value can be looked at now, False under tracing."""
+    return not isinstance(value, jax.core.Tracer)
+
+
+def check_images(images: Array, name: str = "images") -> None:
+    """Raises ValueError unless images are float32 ``(B, H, W, C)``, not empty, finite and in [0, 1]."""
+    if not isinstance(images, jax.Array | np.ndarray):
+        raise ValueError(f"{name} must be an array (B, H, W, C), got {type(images).__name__}")
+    if images.ndim != 4:
+        raise ValueError(f"{name} must have 4 dimensions (B, H, W, C), got shape {images.shape}")
+    if images.dtype != jnp.float32:
+        raise ValueError(f"{name} must be float32 in [0, 1], got {images.dtype} (uint8 images: divide by 255)")
+    if 0 in images.shape:
+        raise ValueError(f"{name} must not be empty, got shape {images.shape}")
+    if is_concrete(images):
+        # NaN makes both comparisons false, so it is caught as well.
+        low, high = float(images.min()), float(images.max())
+        if not (low >= 0 and high <= 1):
+            raise ValueError(f"{name} must lie in [0, 1] and hold no NaN, got values from {low} to {high}")
+
+
+def check_labels(labels: Array, batch: int, classes: int | None = None, name: str = "labels") -> None:
+    """Raises ValueError unless labels are int32 ``(batch,)`` in [0, classes)."""
+    if labels.shape != (batch,) or labels.dtype != jnp.int32:
+        raise ValueError(f"{name} must be int32 of shape ({batch},), got {labels.dtype} of shape {labels.shape}")
+    if is_concrete(labels):
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or (classes is not None and high >= classes):
+            allowed = "at least 0" if classes is None else f"in [0, {classes})"
+            raise ValueError(f"{name} must be {allowed}, got values from {low} to {high}")
+
+
+def check_positive(value: Array | float, name: str) -> None:
+    """Raises ValueError unless the value (every entry of it) is finite and above 0."""
+    if is_concrete(value) and not np.all((np.asarray(value) > 0) & np.isfinite(np.asarray(value))):
+        raise ValueError(f"{name} must be positive and finite, got {value}")
+
+
+def check_not_negative(value: Array | float, name: str) -> None:
+    """Raises ValueError unless the value (every entry of it) is finite and at least 0."""
+    if is_concrete(value) and not np.all((np.asarray(value) >= 0) & np.isfinite(np.asarray(value))):
+        raise ValueError(f"{name} must be at least 0 and finite, got {value}")
+
+
+def check_count(value: int, name: str, least: int = 1) -> None:
+    """Raises ValueError unless the value is a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_choice(value: object, name: str, allowed: tuple[object, ...]) -> None:
+    """Raises ValueError unless the value is one of those allowed."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def check_norm_order(p: float) -> None:
+    """Raises ValueError unless p >= 1 (infinity included)."""
+    if math.isnan(p) or p < 1:
+        raise ValueError(f"p must be at least 1 (math.inf for linf), got {p}")
+
+
+def check_key(key: Key) -> None:
+    """Raises ValueError unless it is a typed key, or an array of them."""
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"key must be a typed key from jax.random.key, got {getattr(key, 'dtype', type(key).__name__)}")

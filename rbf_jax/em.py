@@ -1,0 +1,370 @@
+"""Non-parametric EM: learns RBF filters from patches and finds their number itself (Eq. 3 of the paper).
+
+Hard clustering. A patch goes to the filter that scores it highest, or to one pooled "new" cluster when even the best score
+lies below ``log(alpha) + offset``; the pooled cluster becomes a filter when it holds enough patches. ``alpha`` falls while
+many patches are new and rises again when few are, less so the more filters there are. The paper names neither thresholds
+nor schedule: these are the rules of the authors' released CIFAR-10 code.
+
+``init -> (e_step -> m_step)* -> filters``: pure functions over filters padded to a power of two, which `fit` drives.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tqdm import tqdm
+
+from rbf_jax.checks import check_count, check_images, check_key, check_not_negative, check_positive
+from rbf_jax.patches import extract_patches, patch_grid
+from rbf_jax.rbf import RBFFilters, match_scores, peak_scores, squared_distances, tile_images
+from rbf_jax.types import Array, Key
+
+
+class EMConfig(NamedTuple):
+    """Rules of the algorithm; the defaults are the released code's for MNIST.
+
+    Attributes:
+        size: height and width of a filter, pixels.
+        images_per_step: images whose patches make one M-step's statistics, taken in order, wrapping round.
+        steps: M-steps in all.
+        growth_steps: M-steps during which filters may be added.
+        expected_filters: the number of filters around which the growth of alpha slows down (K0).
+        new_share: share of the patches that the pooled cluster must exceed to become a filter.
+        offset: added to log(alpha) to give the score below which a patch is new.
+        variance_floor: lowest variance used in the scores.
+    """
+
+    size: tuple[int, int] = (3, 3)
+    images_per_step: int = 750
+    steps: int = 501
+    growth_steps: int = 250
+    expected_filters: float = 10.0
+    new_share: float = 0.001
+    offset: float = -2.5
+    variance_floor: float = 1e-20
+
+
+MNIST = EMConfig()
+CIFAR10 = EMConfig(growth_steps=500, expected_filters=175.0)
+
+
+class EMState(NamedTuple):
+    """What is carried from step to step.
+
+    Attributes:
+        filters: padded to a power of two; entries from ``count`` on mean nothing.
+        count: int32, the number of filters.
+        alpha: float32, sets the score below which a patch is new.
+        step: int32, M-steps done.
+    """
+
+    filters: RBFFilters
+    count: Array
+    alpha: Array
+    step: Array
+
+
+class EMStatistics(NamedTuple):
+    """Sums over the patches assigned to each padded filter, and last to the pooled new cluster (reference point 0.5).
+
+    Attributes:
+        counts: float32 ``(K + 1,)``, patches.
+        offsets: float32 ``(K + 1, D)``, sum of ``z - mu``. Sums about the present mean: ``E[z^2] - mu^2`` cancels in float32.
+        squares: float32 ``(K + 1,)``, sum of ``|z - mu|^2``.
+        score: float32, sum of the best scores of patches that are not new.
+    """
+
+    counts: Array
+    offsets: Array
+    squares: Array
+    score: Array
+
+
+class EMInfo(NamedTuple):
+    """History, one entry for each M-step (`m_step` returns scalars, `fit` arrays), and where `fit` stopped.
+
+    Attributes:
+        count: filters after the step.
+        alpha: alpha after the step.
+        new_share: share of the patches that were new.
+        score: mean best score of the patches that were not.
+        state: the state after the last step; give it to `fit` to go on from there.
+    """
+
+    count: Array
+    alpha: Array
+    new_share: Array
+    score: Array
+    state: EMState
+
+
+def init(channels: int, *, config: EMConfig = MNIST, key: Key | None = None) -> EMState:
+    """The first state: no filter at all (the released code), or with a key one drawn at random (the paper's text).
+
+    Args:
+        channels: of the images.
+        config: the rules.
+        key: None, or a key for one filter with mean and variance uniform in [0, 1].
+
+    Returns:
+        A state with room for 8 filters.
+    """
+    means = jnp.zeros((8, *config.size, channels))
+    variances = jnp.ones((8,))
+    count = 0
+    if key is not None:
+        check_key(key)
+        mean_key, variance_key = jax.random.split(key)
+        means = means.at[0].set(jax.random.uniform(mean_key, means.shape[1:]))
+        variances = variances.at[0].set(jax.random.uniform(variance_key))
+        count = 1
+    return EMState(RBFFilters(means, variances), jnp.int32(count), jnp.float32(1.0), jnp.int32(0))
+
+
+def _order_preserving_int(values: Array) -> Array:
+    """Float32 -> int32 with the same order: negative floats have their magnitude bits flipped. Its own inverse."""
+    bits = jax.lax.bitcast_convert_type(values, jnp.int32)
+    return jnp.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+
+
+def best_filters(state: EMState, patches: Array, *, variance_floor: float) -> tuple[Array, Array]:
+    """Index and score of the best filter of each patch; the score is good to ``K * 2**-23`` of itself.
+
+    The index replaces the lowest bits of the score, so that one integer maximum finds both: an arg-max over the last axis
+    does not vectorise on CPU and takes several times as long as everything else in the E-step.
+    """
+    size = state.filters.variances.shape[0]
+    scores = match_scores(state.filters, patches, variance_floor=variance_floor)
+    index = jnp.arange(size, dtype=jnp.int32)
+    packed = (_order_preserving_int(jnp.where(index < state.count, scores, -jnp.inf)) & ~(size - 1)) | index
+    best = packed.max(-1)
+    floats = best & ~(size - 1)
+    floats = jnp.where(floats < 0, floats ^ 0x7FFFFFFF, floats)
+    return best & (size - 1), jax.lax.bitcast_convert_type(floats, jnp.float32)
+
+
+def e_step(state: EMState, images: Array, *, config: EMConfig = MNIST) -> EMStatistics:
+    """Assigns every patch of the images to its best filter, or to the pooled new cluster; sums what `m_step` needs.
+
+    Args:
+        state: the filters so far.
+        images: float32 ``(B, H, W, C)`` in [0, 1].
+        config: the rules.
+
+    Returns:
+        The sums. Those of several sets of images add up (`jax.tree.map(jnp.add, ...)`).
+    """
+    size, channels = state.filters.means.shape[0], images.shape[-1]
+    means = jnp.concatenate([state.filters.flat_means, jnp.full((1, math.prod(config.size) * channels), 0.5)])
+    # alpha at or below 0 means that nothing is new (the log would be NaN).
+    grows = (state.step < config.growth_steps) & (state.alpha > 0)
+    threshold = jnp.log(jnp.maximum(state.alpha, 1e-30)) + config.offset
+
+    def add_tile(total: EMStatistics, tile: Array) -> tuple[EMStatistics, None]:
+        patches = extract_patches(tile, config.size).reshape(-1, means.shape[1])
+        index, score = best_filters(state, patches, variance_floor=config.variance_floor)
+        # Without any filter the score is no number, hence not (score >= threshold).
+        new = grows & ~(score >= threshold)
+        index = jnp.where(new, size, index)
+        offsets = patches - means[index]
+        columns = [offsets, jnp.sum(offsets**2, -1, keepdims=True), jnp.ones_like(offsets[:, :1])]
+        sums = jax.ops.segment_sum(jnp.concatenate(columns, -1), index, size + 1)
+        part = EMStatistics(sums[:, -1], sums[:, :-2], sums[:, -2], jnp.sum(jnp.where(new, 0.0, score)))
+        return jax.tree.map(jnp.add, total, part), None
+
+    most = tile_images(images.shape, config.size, size)
+    tile = max(number for number in range(1, most + 1) if images.shape[0] % number == 0)
+    zero = EMStatistics(jnp.zeros(size + 1), jnp.zeros(means.shape), jnp.zeros(size + 1), jnp.zeros(()))
+    return jax.lax.scan(add_tile, zero, images.reshape(-1, tile, *images.shape[1:]))[0]
+
+
+def m_step(state: EMState, statistics: EMStatistics, *, config: EMConfig = MNIST) -> tuple[EMState, EMInfo]:
+    """New means and variances (Eq. 3), filters deleted and added, alpha moved.
+
+    ``mu' = mu + sum(z - mu) / n`` and ``v' = sum|z - mu|^2 / n - |mu' - mu|^2``. A filter with at most one patch goes; the
+    pooled cluster becomes a filter when it holds more than ``new_share`` of all patches; then
+    ``alpha += 0.6913 / ((1 + exp(K / K0)) (1 + exp(f / 0.001))) - 0.05`` with f the share of new patches.
+
+    Args:
+        state: with room for at least one more filter.
+        statistics: the sums of `e_step`.
+        config: the rules.
+
+    Returns:
+        The next state and what happened.
+    """
+    size = state.filters.variances.shape[0]
+    counts, offsets, squares, score = statistics
+    shift = offsets / jnp.maximum(counts, 1)[:, None]
+    reference = jnp.concatenate([state.filters.flat_means, jnp.full_like(shift[:1], 0.5)])
+    # A mean of values in [0, 1] leaves it by rounding alone.
+    means = jnp.clip(reference + shift, 0, 1)
+    variances = jnp.maximum(squares / jnp.maximum(counts, 1) - jnp.sum(shift**2, -1), 0)
+
+    new_share = counts[-1] / jnp.maximum(counts.sum(), 1)
+    kept = (jnp.arange(size + 1) < state.count) & (counts > 1)
+    kept = kept.at[-1].set(new_share > config.new_share)
+    order = jnp.argsort(~kept, stable=True)[:size]
+    count = kept.sum(dtype=jnp.int32)
+
+    growth = 0.6913 / ((1 + jnp.exp(count / config.expected_filters)) * (1 + jnp.exp(new_share / 0.001)))
+    alpha = state.alpha + growth - 0.05
+    filters = RBFFilters(means[order].reshape(state.filters.means.shape), variances[order])
+    state = EMState(filters, count, alpha, state.step + 1)
+    return state, EMInfo(count, alpha, new_share, score / jnp.maximum(counts[:-1].sum(), 1), state)
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _step(state: EMState, images: Array, config: EMConfig) -> tuple[EMState, EMInfo]:
+    return m_step(state, e_step(state, images, config=config), config=config)
+
+
+def _with_room(state: EMState) -> EMState:
+    """Doubles the padding when one more filter would not fit."""
+    size = state.filters.variances.shape[0]
+    if int(state.count) < size:
+        return state
+    means, variances = state.filters
+    padded = RBFFilters(
+        jnp.concatenate([means, jnp.zeros_like(means)]), jnp.concatenate([variances, jnp.ones_like(variances)])
+    )
+    return state._replace(filters=padded)
+
+
+def fit(
+    images: Array,
+    *,
+    config: EMConfig = MNIST,
+    key: Key | None = None,
+    state: EMState | None = None,
+    progress: bool = True,
+) -> tuple[RBFFilters, EMInfo]:
+    """Learns filters from images by the non-parametric EM.
+
+    Deterministic: the released rules draw nothing at random. Compiled once for each power of two that the number of filters
+    passes. Interrupted runs go on exactly: ``fit(images, config=config._replace(steps=100))`` and then
+    ``fit(images, config=config, state=info.state)`` give what one run gives.
+
+    Args:
+        images: float32 ``(N, H, W, C)`` in [0, 1].
+        config: the rules, `MNIST` or `CIFAR10` or your own.
+        key: optional, for the paper's randomly drawn first filter.
+        state: where to go on from; None starts anew.
+        progress: show a progress bar.
+
+    Returns:
+        The filters, and the history of the run.
+
+    Raises:
+        ValueError: images or rules out of range, or both key and state given.
+
+    Reference: Section III a, Eq. 3.
+    """
+    check_images(images)
+    check_em_config(config)
+    if key is not None and state is not None:
+        raise ValueError("key draws a first filter for a new run: it cannot be given together with state")
+    patch_grid(images.shape, config.size)
+    state = init(images.shape[-1], config=config, key=key) if state is None else state
+    first = int(state.step)
+    if first >= config.steps:
+        raise ValueError(f"steps must be above the {first} M-steps that the state has behind it, got {config.steps}")
+    history = []
+    with tqdm(total=config.steps, initial=first, desc="EM", unit="step", disable=not progress) as bar:
+        for step in range(first, config.steps):
+            state = _with_room(state)
+            rows = np.arange(step * config.images_per_step, (step + 1) * config.images_per_step) % images.shape[0]
+            state, info = _step(state, jnp.asarray(images[rows]), config)
+            history.append(info._replace(state=None))
+            bar.set_postfix(filters=int(info.count), refresh=False)
+            bar.update()
+    count = int(state.count)
+    filters = RBFFilters(state.filters.means[:count], state.filters.variances[:count])
+    return filters, jax.tree.map(lambda *entries: jnp.stack(entries), *history)._replace(state=state)
+
+
+def check_em_config(config: EMConfig) -> None:
+    """Raises ValueError unless every rule is in its range."""
+    check_count(config.images_per_step, "images_per_step")
+    check_count(config.steps, "steps")
+    check_count(config.growth_steps, "growth_steps", least=0)
+    check_positive(config.expected_filters, "expected_filters")
+    check_not_negative(config.new_share, "new_share")
+    check_positive(config.variance_floor, "variance_floor")
+
+
+def fit_gradient(
+    key: Key,
+    images: Array,
+    filters: int,
+    *,
+    size: tuple[int, int] = (3, 3),
+    steps: int = 2000,
+    batch_size: int = 50,
+    learning_rate: float = 1e-2,
+    variance_floor: float = 1e-6,
+    progress: bool = True,
+) -> tuple[RBFFilters, Array]:
+    """Learns a fixed number of filters by gradient: Adam on ``-mean_z max_j s(z, g_j)`` over means and log-variances.
+
+    The authors' own successor to EM (the second version of their code). The means start at random patches and are kept in
+    [0, 1]. The objective is unbounded where patches are exactly alike (their filter's variance goes to 0), so the variance
+    stays above ``variance_floor``.
+
+    Args:
+        key: draws the first patches and the batches.
+        images: float32 ``(N, H, W, C)`` in [0, 1].
+        filters: their number K.
+        size: height and width of a filter, pixels.
+        steps: of Adam.
+        batch_size: images in a step.
+        learning_rate: of Adam, decayed to 0 by a cosine.
+        variance_floor: lowest variance.
+        progress: show a progress bar.
+
+    Returns:
+        The filters, and the mean best score of each step, ``(steps,)``.
+
+    Raises:
+        ValueError: images or numbers out of range.
+    """
+    check_key(key)
+    check_images(images)
+    for value, name in ((filters, "filters"), (steps, "steps"), (batch_size, "batch_size")):
+        check_count(value, name)
+    check_positive(learning_rate, "learning_rate")
+    check_positive(variance_floor, "variance_floor")
+    shape = (filters, *size, images.shape[-1])
+
+    start_key, choice_key, batch_key = jax.random.split(key, 3)
+    some = images[jax.random.choice(start_key, images.shape[0], (min(500, images.shape[0]),), replace=False)]
+    patches = extract_patches(some, size).reshape(-1, math.prod(shape[1:]))
+    means = jax.random.choice(choice_key, patches, (filters,), replace=False).reshape(shape)
+    spread = jnp.maximum(jnp.var(patches, 0).sum(), variance_floor)
+    params = (means, jnp.full((filters,), jnp.log(spread)))
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))
+
+    def as_filters(params: tuple[Array, Array]) -> RBFFilters:
+        return RBFFilters(params[0], jnp.maximum(jnp.exp(params[1]), variance_floor))
+
+    def loss(params: tuple[Array, Array], batch: Array) -> Array:
+        scores = match_scores(as_filters(params), extract_patches(batch, size), variance_floor=variance_floor)
+        return -scores.max(-1).mean()
+
+    @jax.jit
+    def step(params, opt_state, images, key):
+        batch = images[jax.random.randint(key, (batch_size,), 0, images.shape[0])]
+        value, gradient = jax.value_and_grad(loss)(params, batch)
+        updates, opt_state = optimizer.update(gradient, opt_state)
+        means, log_variances = optax.apply_updates(params, updates)
+        return (jnp.clip(means, 0, 1), jnp.maximum(log_variances, jnp.log(variance_floor))), opt_state, -value
+
+    images, opt_state, scores = jnp.asarray(images), optimizer.init(params), []
+    for batch in tqdm(jax.random.split(batch_key, steps), desc="Adam", unit="step", disable=not progress):
+        params, opt_state, score = step(params, opt_state, images, batch)
+        scores.append(score)
+    return as_filters(params), jnp.stack(scores)

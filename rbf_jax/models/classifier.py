@@ -1,0 +1,112 @@
+"""The one shape in which the rest of the package sees a network: a pair of pure functions."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax import nnx
+from jax.tree_util import Partial
+
+from rbf_jax.types import Array, Key, LogitsFn
+
+Variables = Any
+"""A pytree: the parameters under ``"params"``, and what else the network keeps (running means) under other names."""
+
+
+class InitFn(Protocol):
+    """Makes variables for images of a shape ``(H, W, C)``."""
+
+    def __call__(self, key: Key, shape: tuple[int, int, int], /) -> Variables:
+        """The first variables."""
+        ...
+
+
+class ApplyFn(Protocol):
+    """Applies the network."""
+
+    def __call__(
+        self, variables: Variables, images: Array, *, train: bool = False, key: Key | None = None
+    ) -> tuple[Array, Variables]:
+        """Logits ``(B, classes)`` and the new state: every collection but ``"params"``, unchanged unless training."""
+        ...
+
+
+class Classifier(NamedTuple):
+    """A network as pure functions.
+
+    Attributes:
+        init: (key, (H, W, C)) -> variables.
+        apply: (variables, images, *, train=False, key=None) -> (logits, state); training needs a key for dropout.
+    """
+
+    init: InitFn
+    apply: ApplyFn
+
+
+def from_linen(module: nn.Module) -> Classifier:
+    """A Linen module whose ``__call__(images, *, train)`` returns logits, as a Classifier."""
+
+    def init(key: Key, shape: tuple[int, int, int]) -> Variables:
+        return module.init(key, jnp.zeros((1, *shape)), train=False)
+
+    def apply(
+        variables: Variables, images: Array, *, train: bool = False, key: Key | None = None
+    ) -> tuple[Array, Variables]:
+        state = {name: value for name, value in variables.items() if name != "params"}
+        if not train:
+            return module.apply(variables, images, train=False), state
+        if key is None:
+            raise ValueError("key must be given when train=True (dropout draws from it), got None")
+        logits, state = module.apply(variables, images, train=True, rngs={"dropout": key}, mutable=list(state))
+        return logits, state
+
+    return Classifier(init, apply)
+
+
+def from_nnx(module: nnx.Module) -> Classifier:
+    """An NNX module called as ``module(images)``, as a Classifier; ``init`` returns its present variables.
+
+    Dropout and batch norm follow ``train`` as in ``module.train()`` / ``module.eval()``. A module with dropout must have
+    been built with ``rngs``; the key given to ``apply`` replaces their state.
+    """
+    graph, params, state = nnx.split(module, nnx.Param, ...)
+
+    def init(key: Key, shape: tuple[int, int, int]) -> Variables:
+        del key, shape
+        return {"params": params, "state": state}
+
+    def apply(
+        variables: Variables, images: Array, *, train: bool = False, key: Key | None = None
+    ) -> tuple[Array, Variables]:
+        # copy=True: without it, gradients with respect to the parameters alone fail where batch norm writes its state.
+        merged = nnx.merge(graph, variables["params"], variables["state"], copy=True)
+        if not train:
+            merged.eval()
+            return merged(images), {"state": variables["state"]}
+        if key is None:
+            raise ValueError("key must be given when train=True (dropout draws from it), got None")
+        merged.train()
+        nnx.reseed(merged, default=key)
+        logits = merged(images)
+        return logits, {"state": nnx.split(merged, nnx.Param, ...)[2]}
+
+    return Classifier(init, apply)
+
+
+@functools.cache
+def _logits(apply: ApplyFn) -> Callable[[Variables, Key, Array], Array]:
+    def logits(variables: Variables, key: Key, images: Array) -> Array:
+        del key
+        return apply(variables, images)[0]
+
+    return logits
+
+
+def logits_fn(classifier: Classifier, variables: Variables) -> LogitsFn:
+    """The trained network as a deterministic LogitsFn: a ``Partial`` over the variables, so that it may cross ``jit``.
+
+    The same classifier gives the same function: other variables cost no recompilation.
+    """
+    return Partial(_logits(classifier.apply), variables)

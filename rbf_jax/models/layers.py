@@ -1,0 +1,132 @@
+"""Convolution and pooling that are fast on CPU, also inside compiled loops.
+
+XLA's CPU backend has one fast path for convolutions: channels last, forward. The gradients that autodiff makes are
+transposed convolutions; inside ``lax.scan`` and ``while`` these fall off that path and take 20 to 110 times as long
+(jax-ml/jax issue 12868). Here both gradients are written as forward convolutions on CPU; elsewhere they are autodiff's.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rbf_jax.types import Array
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def _native(images: Array, kernel: Array) -> Array:
+    return jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=_DIMENSIONS)
+
+
+def _dense_2x2(images: Array, kernel: Array) -> Array:
+    """A 3x3 convolution of 2x2 images as one product: each output pixel sees each input pixel through one kernel tap.
+
+    XLA's CPU convolution of so small an image runs at about 1 GFLOP/s, this at the rate of a matmul.
+    """
+    taps = [[kernel[1 + i - k, 1 + j - l] for k in (0, 1) for l in (0, 1)] for i in (0, 1) for j in (0, 1)]
+    matrix = jnp.block([[taps[pixel_in][pixel_out] for pixel_out in range(4)] for pixel_in in range(4)])
+    flat = jnp.matmul(images.reshape(images.shape[0], -1), matrix)
+    return flat.reshape(*images.shape[:3], kernel.shape[3])
+
+
+def _is_2x2(images: Array, kernel: Array) -> bool:
+    return images.shape[1:3] == (2, 2) and kernel.shape[:2] == (3, 3)
+
+
+def _cpu_gradients(images: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
+    if _is_2x2(images, kernel):
+        return jax.vjp(_dense_2x2, images, kernel)[1](cotangent)
+    d_images = _native(cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
+    # The images' batch becomes the contracted channel, the cotangent the kernel.
+    high, wide = kernel.shape[0] // 2, kernel.shape[1] // 2
+    d_kernel = jax.lax.conv_general_dilated(
+        images.transpose(3, 1, 2, 0),
+        cotangent.transpose(1, 2, 0, 3),
+        (1, 1),
+        ((high, high), (wide, wide)),
+        dimension_numbers=_DIMENSIONS,
+    )
+    return d_images, d_kernel.transpose(1, 2, 0, 3)
+
+
+def _native_gradients(images: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
+    return jax.vjp(_native, images, kernel)[1](cotangent)
+
+
+@jax.custom_vjp
+def conv(images: Array, kernel: Array) -> Array:
+    """Convolution, stride 1, zero padding to the same size.
+
+    Args:
+        images: ``(B, H, W, C)``.
+        kernel: ``(h, w, C, K)``, h and w odd.
+
+    Returns:
+        ``(B, H, W, K)``. Differentiable in reverse mode.
+
+    Raises:
+        ValueError: an even kernel size.
+    """
+    if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
+        raise ValueError(f"kernel must have odd height and width, got {kernel.shape[:2]}")
+    if _is_2x2(images, kernel):
+        return jax.lax.platform_dependent(images, kernel, cpu=_dense_2x2, default=_native)
+    return _native(images, kernel)
+
+
+def _conv_forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return conv(images, kernel), (images, kernel)
+
+
+def _conv_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
+    return jax.lax.platform_dependent(*residuals, cotangent, cpu=_cpu_gradients, default=_native_gradients)
+
+
+conv.defvjp(_conv_forward, _conv_backward)
+
+
+def _first_maximum(a: Array, b: Array) -> Array:
+    # jnp.maximum shares the gradient of a tie, the native pool gives it to the first.
+    return jnp.where(a >= b, a, b)
+
+
+def max_pool(images: Array) -> Array:
+    """Maximum over windows of 2x2 at stride 2; an odd last row or column is dropped.
+
+    By slices, columns first: the gradient of a tie goes to the window's first entry, as in the native pool, whose own
+    gradient (select-and-scatter) takes 30 times as long on CPU.
+
+    Args:
+        images: ``(B, H, W, C)``, H and W at least 2.
+
+    Returns:
+        ``(B, H // 2, W // 2, C)``.
+    """
+    height, width = images.shape[1] // 2 * 2, images.shape[2] // 2 * 2
+    images = images[:, :height, :width]
+    columns = _first_maximum(images[:, :, ::2], images[:, :, 1::2])
+    return _first_maximum(columns[:, ::2], columns[:, 1::2])
+
+
+class Conv(nn.Module):
+    """`conv` with bias as a Flax module: parameters ``kernel (size, size, C, features)`` and ``bias (features,)``.
+
+    Attributes:
+        features: output channels.
+        size: odd height and width of the kernel.
+        use_bias: add a bias.
+    """
+
+    features: int
+    size: int = 3
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        """``(B, H, W, C)`` -> ``(B, H, W, features)``."""
+        shape = (self.size, self.size, images.shape[-1], self.features)
+        result = conv(images, self.param("kernel", nn.initializers.he_normal(), shape))
+        if self.use_bias:
+            result += self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        return result
+

@@ -1,0 +1,163 @@
+"""RBF filters and their match scores (Eq. 2 of the paper)."""
+
+import math
+import os
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rbf_jax.checks import check_choice, check_positive, is_concrete
+from rbf_jax.files import replacing
+from rbf_jax.patches import patch_grid
+from rbf_jax.types import Array
+
+VARIANCE_FLOOR = 1e-12
+CONSTANTS = ("none", "eq9", "eq2")
+
+
+class RBFFilters(NamedTuple):
+    """A density of image patches: K isotropic Gaussians.
+
+    Attributes:
+        means: float32 ``(K, h, w, C)`` in [0, 1], the templates.
+        variances: float32 ``(K,)``, at least 0: the *total* variance of each, the mean of ``|z - mu|^2`` over its patches
+            (Eq. 3 squared), summed over the D dimensions of a patch.
+    """
+
+    means: Array
+    variances: Array
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of a filter, pixels."""
+        return self.means.shape[1], self.means.shape[2]
+
+    @property
+    def flat_means(self) -> Array:
+        """The means as ``(K, D)``, D ordered (row, col, channel)."""
+        return self.means.reshape(self.means.shape[0], -1)
+
+
+def check_filters(filters: RBFFilters, channels: int | None = None) -> None:
+    """Raises ValueError unless the filters have the right shapes, dtype and ranges (and as many channels as the images)."""
+    means, variances = filters
+    if means.ndim != 4 or 0 in means.shape:
+        raise ValueError(f"filter means must have shape (K, h, w, C) and not be empty, got {means.shape}")
+    if variances.shape != means.shape[:1]:
+        raise ValueError(f"filter variances must have shape ({means.shape[0]},), got {variances.shape}")
+    if means.dtype != jnp.float32 or variances.dtype != jnp.float32:
+        raise ValueError(f"filters must be float32, got means {means.dtype} and variances {variances.dtype}")
+    if channels is not None and means.shape[3] != channels:
+        raise ValueError(f"filters of {means.shape[3]} channels do not fit images of {channels}")
+    if is_concrete(means) and not (means.min() >= 0 and means.max() <= 1):
+        raise ValueError(f"filter means must lie in [0, 1], got values from {means.min()} to {means.max()}")
+    if is_concrete(variances) and not (variances.min() >= 0 and jnp.isfinite(variances).all()):
+        raise ValueError(f"filter variances must be finite and at least 0, got {variances.min()} to {variances.max()}")
+
+
+def tile_images(images_shape: tuple[int, ...], size: tuple[int, int], filters: int) -> int:
+    """How many images to treat at once so that their maps of P x K scores fit a fixed memory.
+
+    On CPU that is what the caches hold (5 MiB, measured to be fastest); an accelerator wants longer tiles (256 MiB).
+    """
+    rows, cols = patch_grid(images_shape, size)
+    budget = 5 * 2**18 if jax.default_backend() == "cpu" else 2**26
+    return min(max(1, budget // (rows * cols * filters)), images_shape[0])
+
+
+def squared_distances(filters: RBFFilters, patches: Array) -> Array:
+    """``|z - mu_j|^2`` of patches ``(..., P, D)`` to each filter, ``(..., P, K)``, float32, at least 0.
+
+    ``|z|^2 - 2 z.mu + |mu|^2`` by one matmul would cancel, and a filter of tiny variance magnifies what is left: such
+    filters are flat patches (black, white, sky). So the mean brightness is split off: with ``z = m + r``, ``mu = n + q``,
+    ``|z - mu|^2 = D (m - n)^2 + |r|^2 - 2 r.q + |q|^2``, where only the small residuals pass through the matmul (their
+    norms folded in as extra columns). An exactly black or white patch is at distance 0 from a black or white filter.
+    """
+    patch_means = jnp.mean(patches, -1, keepdims=True)
+    means = filters.flat_means
+    filter_means = jnp.mean(means, -1, keepdims=True)
+    r, q = patches - patch_means, means - filter_means
+    left = jnp.concatenate([r, jnp.sum(r * r, -1, keepdims=True), jnp.ones_like(patch_means)], -1)
+    right = jnp.concatenate([-2 * q, jnp.ones_like(filter_means), jnp.sum(q * q, -1, keepdims=True)], -1)
+    texture = jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.maximum(texture, 0) + means.shape[-1] * (patch_means - filter_means[:, 0]) ** 2
+
+
+def peak_scores(filters: RBFFilters, *, variance_floor: float = VARIANCE_FLOOR, constant: str = "none") -> Array:
+    """Each filter's score at its own mean, ``(K,)``: the normaliser of `match_scores`."""
+    check_choice(constant, "constant", CONSTANTS)
+    check_positive(variance_floor, "variance_floor")
+    log_variance = jnp.log(jnp.maximum(filters.variances, variance_floor))
+    if constant == "none":
+        return -0.5 * log_variance
+    if constant == "eq9":
+        return -0.5 * (math.log(2 * math.pi) + log_variance)
+    return -0.5 * (math.log(2 * math.pi) + 0.5 * log_variance)
+
+
+def match_scores(
+    filters: RBFFilters, patches: Array, *, variance_floor: float = VARIANCE_FLOOR, constant: str = "none"
+) -> Array:
+    """Match score of every patch with every filter.
+
+    ``s(z, g_j) = -|z - mu_j|^2 / (2 v_j) + c_j`` with ``v_j = max(variance_j, variance_floor)``, always in float32.
+
+    A filter whose patches are all alike has variance 0 (the all-black patch of MNIST): the floor alone decides how high it
+    scores at exactly that patch (13.8 at 1e-12, 23.0 at 1e-20 without constant) and that it scores next to nothing
+    anywhere else. The stored variance is not changed.
+
+    Args:
+        filters: the K filters.
+        patches: float32 ``(..., P, D)`` in [0, 1].
+        variance_floor: lowest variance used, above 0.
+        constant: ``"none"``: ``c = -log(v)/2``, the authors' code; ``"eq9"``: ``-log(2 pi v)/2``, a normal density in one
+            dimension, Eq. 9; ``"eq2"``: ``-log(2 pi sqrt(v))/2``, Eq. 2 to the letter.
+
+    Returns:
+        Scores ``(..., P, K)``.
+
+    Raises:
+        ValueError: wrong shapes, an unknown constant, or a floor not above 0.
+
+    Reference: Eq. 2, Nandy et al., IJCNN 2020.
+    """
+    if patches.shape[-1] != filters.flat_means.shape[-1]:
+        raise ValueError(f"patches of D = {patches.shape[-1]} do not fit filters of {filters.means.shape[1:]}")
+    peak = peak_scores(filters, variance_floor=variance_floor, constant=constant)
+    return peak - squared_distances(filters, patches) * (0.5 / jnp.maximum(filters.variances, variance_floor))
+
+
+def save(path: str | os.PathLike[str], filters: RBFFilters) -> None:
+    """Writes filters as ``.npz`` with ``means (K, h, w, C)`` and ``variances (K,)``; never leaves half a file."""
+    check_filters(filters)
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, means=np.asarray(filters.means), variances=np.asarray(filters.variances))
+
+
+def load(path: str | os.PathLike[str]) -> RBFFilters:
+    """Reads filters written by `save` (or the authors', stored in the same shape; float64 is cast to float32).
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a filter file, or filters out of range.
+    """
+    path = Path(path)
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            means, variances = (jnp.asarray(stored[key], jnp.float32) for key in ("means", "variances"))
+    except FileNotFoundError:
+        raise
+    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is not a filter file (.npz with 'means' (K, h, w, C) and 'variances' (K,)): {error}"
+        ) from error
+    filters = RBFFilters(means, variances)
+    try:
+        check_filters(filters)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return filters

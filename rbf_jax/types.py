@@ -1,0 +1,90 @@
+"""Types and conventions shared by the whole package.
+
+Images are float32 ``(B, H, W, C)`` in [0, 1], labels int32 ``(B,)``, random keys are typed (``jax.random.key``).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import jax
+
+Array = jax.Array
+Key = jax.Array
+"""A typed random key, or a ``(B,)`` array of them: one for each example."""
+
+
+class LogitsFn(Protocol):
+    """Maps a key and images ``(B, H, W, C)`` to logits ``(B, classes)``.
+
+    A deterministic model ignores the key. A randomised one takes a single key or one key per example, ``(B,)``. One that
+    crosses a ``jit`` boundary is a ``jax.tree_util.Partial(apply, variables)``: new weights then cost no recompilation.
+    """
+
+    def __call__(self, key: Key, images: Array, /) -> Array:
+        """Logits of the images."""
+        ...
+
+
+class Norm(NamedTuple):
+    """The geometry of one threat model; each function treats every example of a batch by itself.
+
+    Attributes:
+        name: the field's name, ``"linf"``, ``"l2"`` or ``"l1"``.
+        distance: deltas ``(B, ...)`` -> ``(B,)``, their norm.
+        direction: gradients ``(B, ...)`` -> the point of the unit ball that ascends fastest, 0 where the gradient is 0.
+        project: (deltas ``(B, ...)``, epsilon ``(B,)``) -> the nearest deltas in the ball of radius epsilon.
+        sample: (keys ``(B,)``, deltas' shape, epsilon ``(B,)``) -> deltas drawn uniformly from that ball.
+    """
+
+    name: str
+    distance: Callable[[Array], Array]
+    direction: Callable[[Array], Array]
+    project: Callable[[Array, Array], Array]
+    sample: Callable[[Key, tuple[int, ...], Array], Array]
+
+
+class AttackResult(NamedTuple):
+    """What an attack returns.
+
+    Attributes:
+        images: float32 ``(B, H, W, C)`` in [0, 1]: for each example its best adversarial image (the clean one where it was
+            misclassified from the start).
+        success: bool ``(B,)``: the attack saw the model misled on that image (under the attack's own draws; a randomised
+            model is scored on fresh ones).
+        distance: float32 ``(B,)``: the attack's norm of ``images`` minus the clean images.
+        forwards: int32 ``(B,)``: forward passes spent on each example.
+        backwards: int32 ``(B,)``: backward passes spent on each example.
+    """
+
+    images: Array
+    success: Array
+    distance: Array
+    forwards: Array
+    backwards: Array
+
+
+class Attack(Protocol):
+    """An attack, ready to run: a pure function, safe under ``jit``."""
+
+    def __call__(
+        self,
+        keys: Key,
+        logits_fn: LogitsFn,
+        images: Array,
+        labels: Array,
+        *,
+        epsilon: Array | float | None = None,
+        targets: Array | None = None,
+    ) -> AttackResult:
+        """Attack the images.
+
+        Args:
+            keys: one key (split by position), or one key for each example, ``(B,)``: then an example's result does not
+                depend on the batch around it.
+            logits_fn: the model.
+            images: float32 ``(B, H, W, C)`` in [0, 1].
+            labels: int32 ``(B,)``, the true classes.
+            epsilon: radius of the ball, a number or ``(B,)``; None takes the attack's own.
+            targets: int32 ``(B,)``, the classes to reach; None for any wrong class.
+        """
+        ...
