@@ -1,0 +1,16 @@
+"""Adversarial attacks as pure functions, composed from norms, losses and gradient estimators.
+
+    attack = attacks.pgd(attacks.Linf, epsilon=0.3, steps=100, step_size=0.01, restarts=10, loss=attacks.margin)
+    result = jax.jit(attack)(key, logits_fn, images, labels)
+"""
+
+from rbf_jax.attacks.fgsm import fgsm as fgsm
+from rbf_jax.attacks.gradients import Estimator as Estimator
+from rbf_jax.attacks.gradients import eot as eot
+from rbf_jax.attacks.gradients import exact as exact
+from rbf_jax.attacks.losses import Loss as Loss
+from rbf_jax.attacks.losses import cross_entropy as cross_entropy
+from rbf_jax.attacks.losses import margin as margin
+from rbf_jax.attacks.norms import L2 as L2
+from rbf_jax.attacks.norms import Linf as Linf
+from rbf_jax.attacks.pgd import pgd as pgd

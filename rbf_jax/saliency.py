@@ -1,0 +1,48 @@
+"""Loss gradients (Fig. 5 of the paper)."""
+
+import jax
+import jax.numpy as jnp
+
+from rbf_jax.checks import check_images, check_labels
+from rbf_jax.types import Array, Key, LogitsFn
+
+
+def loss_gradients(key: Key, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
+    """Gradient of the cross-entropy of each image with respect to its pixels, in one step: ``d L(f(x), y) / d x``.
+
+    Args:
+        key: for a randomised model.
+        logits_fn: the model.
+        images: float32 ``(B, H, W, C)`` in [0, 1].
+        labels: int32 ``(B,)``.
+
+    Returns:
+        Gradients ``(B, H, W, C)``.
+
+    Raises:
+        ValueError: images or labels out of range.
+
+    Reference: Section IV B.
+    """
+    check_images(images)
+    check_labels(labels, images.shape[0])
+
+    def loss(images: Array) -> Array:
+        log_probabilities = jax.nn.log_softmax(logits_fn(key, images))
+        return -jnp.take_along_axis(log_probabilities, labels[:, None], -1).sum()
+
+    return jax.grad(loss)(images)
+
+
+def as_picture(gradients: Array, clip: float = 3.0) -> Array:
+    """Gradients scaled for the eye, the paper's "scaling and clipping": each image to its own ``clip`` standard deviations.
+
+    Args:
+        gradients: ``(B, H, W, C)``.
+        clip: standard deviations shown as black and white.
+
+    Returns:
+        ``(B, H, W, C)`` in [0, 1]; 0.5 is a gradient of 0.
+    """
+    spread = jnp.maximum(gradients.std((1, 2, 3), keepdims=True), 1e-30)
+    return jnp.clip(gradients / (2 * clip * spread) + 0.5, 0, 1)
