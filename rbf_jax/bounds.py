@@ -1,6 +1,7 @@
 """Claim 1 of the paper: how far a bounded perturbation can move a match score (Eqs. 6-9), and what that is worth.
 
-With ``d = z - mu``, Eq. 6 says ``s(z + delta) - s(z) = -(|delta|^2 / 2 + delta.d) / v``. No bound here uses the box [0, 1].
+With ``d = z - mu``, Eq. 6 says ``s(z + delta) - s(z) = -(|delta|^2 / 2 + delta.d) / v``. No bound here uses the box [0,
+1].
 """
 
 import math
@@ -36,9 +37,11 @@ def score_change_bounds(
 
     With ``r = epsilon D^max(0, 1/2 - 1/p)``, the largest l2 norm in the ball, and ``1/p + 1/q = 1``:
 
-    - ``"cauchy"``: ``-(r^2 / 2 + r |d|_2) / v`` and ``r |d|_2 / v``. For p = inf this is Eq. 8 (``r = epsilon sqrt(D)``) and
+    - ``"cauchy"``: ``-(r^2 / 2 + r |d|_2) / v`` and ``r |d|_2 / v``. For p = inf this is Eq. 8 (``r = epsilon
+    sqrt(D)``) and
       its upper half Eq. 9.
-    - ``"hoelder"``: ``epsilon |d|_q`` in the place of ``r |d|_2``, before the paper's last inequality in Eq. 7; never wider
+    - ``"hoelder"``: ``epsilon |d|_q`` in the place of ``r |d|_2``, before the paper's last inequality in Eq. 7; never
+    wider
       where p >= 2.
     - ``"exact"``: the extremes themselves, for p = inf (coordinate by coordinate) and p = 2 (along d).
 

@@ -5,13 +5,20 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from rbf_jax.types import Array, Key
 
 
 def is_concrete(value: object) -> bool:
     """True where the value can be looked at now, False under tracing."""
-    return not isinstance(value, jax.core.Tracer)
+    return not isinstance(value, Tracer)
+
+
+def value_range(array: Array) -> tuple[float, float]:
+    """Least and largest value of a concrete array, NaN if it holds one; also in the middle of a trace."""
+    with jax.ensure_compile_time_eval():
+        return float(array.min()), float(array.max())
 
 
 def check_images(images: Array, name: str = "images") -> None:
@@ -25,8 +32,8 @@ def check_images(images: Array, name: str = "images") -> None:
     if 0 in images.shape:
         raise ValueError(f"{name} must not be empty, got shape {images.shape}")
     if is_concrete(images):
+        low, high = value_range(images)
         # NaN makes both comparisons false, so it is caught as well.
-        low, high = float(images.min()), float(images.max())
         if not (low >= 0 and high <= 1):
             raise ValueError(f"{name} must lie in [0, 1] and hold no NaN, got values from {low} to {high}")
 
@@ -36,7 +43,7 @@ def check_labels(labels: Array, batch: int, classes: int | None = None, name: st
     if labels.shape != (batch,) or labels.dtype != jnp.int32:
         raise ValueError(f"{name} must be int32 of shape ({batch},), got {labels.dtype} of shape {labels.shape}")
     if is_concrete(labels):
-        low, high = int(labels.min()), int(labels.max())
+        low, high = map(int, value_range(labels))
         if low < 0 or (classes is not None and high >= classes):
             allowed = "at least 0" if classes is None else f"in [0, {classes})"
             raise ValueError(f"{name} must be {allowed}, got values from {low} to {high}")
@@ -75,4 +82,6 @@ def check_norm_order(p: float) -> None:
 def check_key(key: Key) -> None:
     """Raises ValueError unless it is a typed key, or an array of them."""
     if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise ValueError(f"key must be a typed key from jax.random.key, got {getattr(key, 'dtype', type(key).__name__)}")
+        raise ValueError(
+            f"key must be a typed key from jax.random.key, got {getattr(key, 'dtype', type(key).__name__)}"
+        )

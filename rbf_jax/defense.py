@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from rbf_jax.checks import check_choice, check_count, check_key, check_not_negative
+from rbf_jax.checks import check_choice, check_count, check_not_negative
 from rbf_jax.rbf import CONSTANTS, RBFFilters, check_filters
 from rbf_jax.reconstruction import NOISES, SCALES, bpda, check_beta1, reconstruct, sample_reconstruction
 from rbf_jax.types import Array, Key, LogitsFn

@@ -1,9 +1,9 @@
 """Non-parametric EM: learns RBF filters from patches and finds their number itself (Eq. 3 of the paper).
 
-Hard clustering. A patch goes to the filter that scores it highest, or to one pooled "new" cluster when even the best score
-lies below ``log(alpha) + offset``; the pooled cluster becomes a filter when it holds enough patches. ``alpha`` falls while
-many patches are new and rises again when few are, less so the more filters there are. The paper names neither thresholds
-nor schedule: these are the rules of the authors' released CIFAR-10 code.
+Hard clustering. A patch goes to the filter that scores it highest, or to one pooled "new" cluster when even the best
+score lies below ``log(alpha) + offset``; the pooled cluster becomes a filter when it holds enough patches. ``alpha``
+falls while many patches are new and rises again when few are, less so the more filters there are. The paper names
+neither thresholds nor schedule: these are the rules of the authors' released CIFAR-10 code.
 
 ``init -> (e_step -> m_step)* -> filters``: pure functions over filters padded to a power of two, which `fit` drives.
 """
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from rbf_jax.checks import check_count, check_images, check_key, check_not_negative, check_positive
 from rbf_jax.patches import extract_patches, patch_grid
-from rbf_jax.rbf import RBFFilters, match_scores, peak_scores, squared_distances, tile_images
+from rbf_jax.rbf import RBFFilters, match_scores, tile_images
 from rbf_jax.types import Array, Key
 
 
@@ -56,14 +56,14 @@ class EMState(NamedTuple):
     """What is carried from step to step.
 
     Attributes:
-        filters: padded to a power of two; entries from ``count`` on mean nothing.
-        count: int32, the number of filters.
+        filters: padded to a power of two; entries from ``num_filters`` on mean nothing.
+        num_filters: int32, how many there are.
         alpha: float32, sets the score below which a patch is new.
         step: int32, M-steps done.
     """
 
     filters: RBFFilters
-    count: Array
+    num_filters: Array
     alpha: Array
     step: Array
 
@@ -73,7 +73,8 @@ class EMStatistics(NamedTuple):
 
     Attributes:
         counts: float32 ``(K + 1,)``, patches.
-        offsets: float32 ``(K + 1, D)``, sum of ``z - mu``. Sums about the present mean: ``E[z^2] - mu^2`` cancels in float32.
+        offsets: float32 ``(K + 1, D)``, sum of ``z - mu``. Sums about the present mean: ``E[z^2] - mu^2`` cancels in
+            float32.
         squares: float32 ``(K + 1,)``, sum of ``|z - mu|^2``.
         score: float32, sum of the best scores of patches that are not new.
     """
@@ -84,21 +85,31 @@ class EMStatistics(NamedTuple):
     score: Array
 
 
-class EMInfo(NamedTuple):
-    """History, one entry for each M-step (`m_step` returns scalars, `fit` arrays), and where `fit` stopped.
+class EMStep(NamedTuple):
+    """What an M-step reports; scalars, or in a history one entry for each step.
 
     Attributes:
-        count: filters after the step.
-        alpha: alpha after the step.
-        new_share: share of the patches that were new.
-        score: mean best score of the patches that were not.
-        state: the state after the last step; give it to `fit` to go on from there.
+        num_filters: int32, filters after the step.
+        alpha: float32, alpha after the step.
+        new_share: float32, share of the patches that were new.
+        score: float32, mean best score of the patches that were not.
     """
 
-    count: Array
+    num_filters: Array
     alpha: Array
     new_share: Array
     score: Array
+
+
+class EMInfo(NamedTuple):
+    """What `fit` reports.
+
+    Attributes:
+        history: of all M-steps of this call.
+        state: the state after the last one; give it to `fit` to go on from there.
+    """
+
+    history: EMStep
     state: EMState
 
 
@@ -134,13 +145,13 @@ def _order_preserving_int(values: Array) -> Array:
 def best_filters(state: EMState, patches: Array, *, variance_floor: float) -> tuple[Array, Array]:
     """Index and score of the best filter of each patch; the score is good to ``K * 2**-23`` of itself.
 
-    The index replaces the lowest bits of the score, so that one integer maximum finds both: an arg-max over the last axis
-    does not vectorise on CPU and takes several times as long as everything else in the E-step.
+    The index replaces the lowest bits of the score, so that one integer maximum finds both: an arg-max over the last
+    axis does not vectorise on CPU and takes several times as long as everything else in the E-step.
     """
     size = state.filters.variances.shape[0]
     scores = match_scores(state.filters, patches, variance_floor=variance_floor)
     index = jnp.arange(size, dtype=jnp.int32)
-    packed = (_order_preserving_int(jnp.where(index < state.count, scores, -jnp.inf)) & ~(size - 1)) | index
+    packed = (_order_preserving_int(jnp.where(index < state.num_filters, scores, -jnp.inf)) & ~(size - 1)) | index
     best = packed.max(-1)
     floats = best & ~(size - 1)
     floats = jnp.where(floats < 0, floats ^ 0x7FFFFFFF, floats)
@@ -182,11 +193,11 @@ def e_step(state: EMState, images: Array, *, config: EMConfig = MNIST) -> EMStat
     return jax.lax.scan(add_tile, zero, images.reshape(-1, tile, *images.shape[1:]))[0]
 
 
-def m_step(state: EMState, statistics: EMStatistics, *, config: EMConfig = MNIST) -> tuple[EMState, EMInfo]:
+def m_step(state: EMState, statistics: EMStatistics, *, config: EMConfig = MNIST) -> tuple[EMState, EMStep]:
     """New means and variances (Eq. 3), filters deleted and added, alpha moved.
 
-    ``mu' = mu + sum(z - mu) / n`` and ``v' = sum|z - mu|^2 / n - |mu' - mu|^2``. A filter with at most one patch goes; the
-    pooled cluster becomes a filter when it holds more than ``new_share`` of all patches; then
+    ``mu' = mu + sum(z - mu) / n`` and ``v' = sum|z - mu|^2 / n - |mu' - mu|^2``. A filter with at most one patch goes;
+    the pooled cluster becomes a filter when it holds more than ``new_share`` of all patches; then
     ``alpha += 0.6913 / ((1 + exp(K / K0)) (1 + exp(f / 0.001))) - 0.05`` with f the share of new patches.
 
     Args:
@@ -206,7 +217,7 @@ def m_step(state: EMState, statistics: EMStatistics, *, config: EMConfig = MNIST
     variances = jnp.maximum(squares / jnp.maximum(counts, 1) - jnp.sum(shift**2, -1), 0)
 
     new_share = counts[-1] / jnp.maximum(counts.sum(), 1)
-    kept = (jnp.arange(size + 1) < state.count) & (counts > 1)
+    kept = (jnp.arange(size + 1) < state.num_filters) & (counts > 1)
     kept = kept.at[-1].set(new_share > config.new_share)
     order = jnp.argsort(~kept, stable=True)[:size]
     count = kept.sum(dtype=jnp.int32)
@@ -214,19 +225,19 @@ def m_step(state: EMState, statistics: EMStatistics, *, config: EMConfig = MNIST
     growth = 0.6913 / ((1 + jnp.exp(count / config.expected_filters)) * (1 + jnp.exp(new_share / 0.001)))
     alpha = state.alpha + growth - 0.05
     filters = RBFFilters(means[order].reshape(state.filters.means.shape), variances[order])
-    state = EMState(filters, count, alpha, state.step + 1)
-    return state, EMInfo(count, alpha, new_share, score / jnp.maximum(counts[:-1].sum(), 1), state)
+    report = EMStep(count, alpha, new_share, score / jnp.maximum(counts[:-1].sum(), 1))
+    return EMState(filters, count, alpha, state.step + 1), report
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _step(state: EMState, images: Array, config: EMConfig) -> tuple[EMState, EMInfo]:
+def _step(state: EMState, images: Array, config: EMConfig) -> tuple[EMState, EMStep]:
     return m_step(state, e_step(state, images, config=config), config=config)
 
 
 def _with_room(state: EMState) -> EMState:
     """Doubles the padding when one more filter would not fit."""
     size = state.filters.variances.shape[0]
-    if int(state.count) < size:
+    if int(state.num_filters) < size:
         return state
     means, variances = state.filters
     padded = RBFFilters(
@@ -245,7 +256,8 @@ def fit(
 ) -> tuple[RBFFilters, EMInfo]:
     """Learns filters from images by the non-parametric EM.
 
-    Deterministic: the released rules draw nothing at random. Compiled once for each power of two that the number of filters
+    Deterministic: the released rules draw nothing at random. Compiled once for each power of two that the number of
+        filters
     passes. Interrupted runs go on exactly: ``fit(images, config=config._replace(steps=100))`` and then
     ``fit(images, config=config, state=info.state)`` give what one run gives.
 
@@ -269,22 +281,22 @@ def fit(
     if key is not None and state is not None:
         raise ValueError("key draws a first filter for a new run: it cannot be given together with state")
     patch_grid(images.shape, config.size)
-    state = init(images.shape[-1], config=config, key=key) if state is None else state
-    first = int(state.step)
+    current = init(images.shape[-1], config=config, key=key) if state is None else state
+    first = int(current.step)
     if first >= config.steps:
         raise ValueError(f"steps must be above the {first} M-steps that the state has behind it, got {config.steps}")
     history = []
     with tqdm(total=config.steps, initial=first, desc="EM", unit="step", disable=not progress) as bar:
         for step in range(first, config.steps):
-            state = _with_room(state)
+            current = _with_room(current)
             rows = np.arange(step * config.images_per_step, (step + 1) * config.images_per_step) % images.shape[0]
-            state, info = _step(state, jnp.asarray(images[rows]), config)
-            history.append(info._replace(state=None))
-            bar.set_postfix(filters=int(info.count), refresh=False)
+            current, report = _step(current, jnp.asarray(images[rows]), config)
+            history.append(report)
+            bar.set_postfix(filters=int(report.num_filters), refresh=False)
             bar.update()
-    count = int(state.count)
-    filters = RBFFilters(state.filters.means[:count], state.filters.variances[:count])
-    return filters, jax.tree.map(lambda *entries: jnp.stack(entries), *history)._replace(state=state)
+    count = int(current.num_filters)
+    filters = RBFFilters(current.filters.means[:count], current.filters.variances[:count])
+    return filters, EMInfo(jax.tree.map(lambda *entries: jnp.stack(entries), *history), current)
 
 
 def check_em_config(config: EMConfig) -> None:
@@ -311,9 +323,9 @@ def fit_gradient(
 ) -> tuple[RBFFilters, Array]:
     """Learns a fixed number of filters by gradient: Adam on ``-mean_z max_j s(z, g_j)`` over means and log-variances.
 
-    The authors' own successor to EM (the second version of their code). The means start at random patches and are kept in
-    [0, 1]. The objective is unbounded where patches are exactly alike (their filter's variance goes to 0), so the variance
-    stays above ``variance_floor``.
+    The authors' own successor to EM (the second version of their code). The means start at random patches and are kept
+    in [0, 1]. The objective is unbounded where patches are exactly alike (their filter's variance goes to 0), so the
+    variance stays above ``variance_floor``.
 
     Args:
         key: draws the first patches and the batches.
@@ -360,7 +372,7 @@ def fit_gradient(
         batch = images[jax.random.randint(key, (batch_size,), 0, images.shape[0])]
         value, gradient = jax.value_and_grad(loss)(params, batch)
         updates, opt_state = optimizer.update(gradient, opt_state)
-        means, log_variances = optax.apply_updates(params, updates)
+        means, log_variances = jax.tree.map(jnp.add, params, updates)
         return (jnp.clip(means, 0, 1), jnp.maximum(log_variances, jnp.log(variance_floor))), opt_state, -value
 
     images, opt_state, scores = jnp.asarray(images), optimizer.init(params), []

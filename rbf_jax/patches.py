@@ -1,7 +1,7 @@
 """Patches of images, and images from patches.
 
-A patch is flattened to ``D = h * w * C`` in the order (row, col, channel); the patches of an image follow the same order,
-rows first. Windows never leave the image (VALID).
+A patch is flattened to ``D = h * w * C`` in the order (row, col, channel); the patches of an image follow the same
+order, rows first. Windows never leave the image (VALID).
 """
 
 import jax
@@ -49,7 +49,7 @@ def extract_patches(images: Array, size: tuple[int, int] = (3, 3), stride: int =
     return jnp.concatenate(views, axis=-1).reshape(*lead, rows * cols, size[0] * size[1] * channels)
 
 
-def overlap_sum(patches: Array, image_shape: tuple[int, int, int], size: tuple[int, int], stride: int = 1) -> Array:
+def overlap_sum(patches: Array, image_shape: tuple[int, ...], size: tuple[int, int], stride: int = 1) -> Array:
     """The adjoint of `extract_patches`: every pixel is the sum of the patches' values that lie on it.
 
     Args:
@@ -68,8 +68,8 @@ def overlap_sum(patches: Array, image_shape: tuple[int, int, int], size: tuple[i
     height, width, channels = image_shape
     if patches.shape[-2:] != (rows * cols, size[0] * size[1] * channels):
         raise ValueError(
-            f"patches of shape {patches.shape} do not belong to images of {image_shape} with windows of {size} at stride "
-            f"{stride}: expected (..., {rows * cols}, {size[0] * size[1] * channels})"
+            f"patches of shape {patches.shape} do not belong to images of {image_shape} with windows of {size} at "
+            f"stride {stride}: expected (..., {rows * cols}, {size[0] * size[1] * channels})"
         )
     lead = patches.shape[:-2]
     views = patches.reshape(*lead, rows, cols, size[0] * size[1], channels)
@@ -83,7 +83,7 @@ def overlap_sum(patches: Array, image_shape: tuple[int, int, int], size: tuple[i
     return total
 
 
-def overlap_count(image_shape: tuple[int, int, int], size: tuple[int, int], stride: int = 1) -> Array:
+def overlap_count(image_shape: tuple[int, ...], size: tuple[int, int], stride: int = 1) -> Array:
     """How many windows lie on each pixel, float32 ``(H, W, 1)``."""
     rows, cols = patch_grid(image_shape, size, stride)
     ones = jnp.ones((rows * cols, size[0] * size[1]), jnp.float32)
@@ -91,7 +91,7 @@ def overlap_count(image_shape: tuple[int, int, int], size: tuple[int, int], stri
 
 
 def stitch_patches(
-    patches: Array, image_shape: tuple[int, int, int], size: tuple[int, int] = (3, 3), stride: int = 1
+    patches: Array, image_shape: tuple[int, ...], size: tuple[int, int] = (3, 3), stride: int = 1
 ) -> Array:
     """Images from patches, the overlaps averaged: ``overlap_sum(patches) / overlap_count``.
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rbf_jax.checks import check_choice, check_positive, is_concrete
+from rbf_jax.checks import check_choice, check_positive, is_concrete, value_range
 from rbf_jax.files import replacing
 from rbf_jax.patches import patch_grid
 from rbf_jax.types import Array
@@ -24,8 +24,8 @@ class RBFFilters(NamedTuple):
 
     Attributes:
         means: float32 ``(K, h, w, C)`` in [0, 1], the templates.
-        variances: float32 ``(K,)``, at least 0: the *total* variance of each, the mean of ``|z - mu|^2`` over its patches
-            (Eq. 3 squared), summed over the D dimensions of a patch.
+        variances: float32 ``(K,)``, at least 0: the *total* variance of each, the mean of ``|z - mu|^2`` over its
+            patches (Eq. 3 squared), summed over the D dimensions of a patch.
     """
 
     means: Array
@@ -43,7 +43,7 @@ class RBFFilters(NamedTuple):
 
 
 def check_filters(filters: RBFFilters, channels: int | None = None) -> None:
-    """Raises ValueError unless the filters have the right shapes, dtype and ranges (and as many channels as the images)."""
+    """Raises ValueError unless the filters have the right shapes, dtype and ranges, and that many channels."""
     means, variances = filters
     if means.ndim != 4 or 0 in means.shape:
         raise ValueError(f"filter means must have shape (K, h, w, C) and not be empty, got {means.shape}")
@@ -53,10 +53,12 @@ def check_filters(filters: RBFFilters, channels: int | None = None) -> None:
         raise ValueError(f"filters must be float32, got means {means.dtype} and variances {variances.dtype}")
     if channels is not None and means.shape[3] != channels:
         raise ValueError(f"filters of {means.shape[3]} channels do not fit images of {channels}")
-    if is_concrete(means) and not (means.min() >= 0 and means.max() <= 1):
-        raise ValueError(f"filter means must lie in [0, 1], got values from {means.min()} to {means.max()}")
-    if is_concrete(variances) and not (variances.min() >= 0 and jnp.isfinite(variances).all()):
-        raise ValueError(f"filter variances must be finite and at least 0, got {variances.min()} to {variances.max()}")
+    for value, name, most in ((means, "means", 1.0), (variances, "variances", 3.4e38)):
+        if is_concrete(value):
+            low, high = value_range(value)
+            if not (low >= 0 and high <= most):
+                allowed = "lie in [0, 1]" if most == 1 else "be finite and at least 0"
+                raise ValueError(f"filter {name} must {allowed}, got values from {low} to {high}")
 
 
 def tile_images(images_shape: tuple[int, ...], size: tuple[int, int], filters: int) -> int:
@@ -73,9 +75,10 @@ def squared_distances(filters: RBFFilters, patches: Array) -> Array:
     """``|z - mu_j|^2`` of patches ``(..., P, D)`` to each filter, ``(..., P, K)``, float32, at least 0.
 
     ``|z|^2 - 2 z.mu + |mu|^2`` by one matmul would cancel, and a filter of tiny variance magnifies what is left: such
-    filters are flat patches (black, white, sky). So the mean brightness is split off: with ``z = m + r``, ``mu = n + q``,
-    ``|z - mu|^2 = D (m - n)^2 + |r|^2 - 2 r.q + |q|^2``, where only the small residuals pass through the matmul (their
-    norms folded in as extra columns). An exactly black or white patch is at distance 0 from a black or white filter.
+    filters are flat patches (black, white, sky). So the mean brightness is split off: with ``z = m + r``, ``mu = n +
+    q``, ``|z - mu|^2 = D (m - n)^2 + |r|^2 - 2 r.q + |q|^2``, where only the small residuals pass through the matmul
+    (their norms folded in as extra columns). An exactly black or white patch is at distance 0 from a black or white
+    filter.
     """
     patch_means = jnp.mean(patches, -1, keepdims=True)
     means = filters.flat_means
@@ -106,16 +109,16 @@ def match_scores(
 
     ``s(z, g_j) = -|z - mu_j|^2 / (2 v_j) + c_j`` with ``v_j = max(variance_j, variance_floor)``, always in float32.
 
-    A filter whose patches are all alike has variance 0 (the all-black patch of MNIST): the floor alone decides how high it
-    scores at exactly that patch (13.8 at 1e-12, 23.0 at 1e-20 without constant) and that it scores next to nothing
+    A filter whose patches are all alike has variance 0 (the all-black patch of MNIST): the floor alone decides how high
+    it scores at exactly that patch (13.8 at 1e-12, 23.0 at 1e-20 without constant) and that it scores next to nothing
     anywhere else. The stored variance is not changed.
 
     Args:
         filters: the K filters.
         patches: float32 ``(..., P, D)`` in [0, 1].
         variance_floor: lowest variance used, above 0.
-        constant: ``"none"``: ``c = -log(v)/2``, the authors' code; ``"eq9"``: ``-log(2 pi v)/2``, a normal density in one
-            dimension, Eq. 9; ``"eq2"``: ``-log(2 pi sqrt(v))/2``, Eq. 2 to the letter.
+        constant: ``"none"``: ``c = -log(v)/2``, the authors' code; ``"eq9"``: ``-log(2 pi v)/2``, a normal density in
+            one dimension, Eq. 9; ``"eq2"``: ``-log(2 pi sqrt(v))/2``, Eq. 2 to the letter.
 
     Returns:
         Scores ``(..., P, K)``.

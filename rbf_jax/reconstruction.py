@@ -1,7 +1,7 @@
 """Rebuilding images from RBF filters (Section III b, Eq. 4 of the paper).
 
-Every patch becomes a weighted mean of the filters' templates, or of noisy samples of them; the rebuilt patches are stitched
-by averaging their overlaps. Nothing here is learned.
+Every patch becomes a weighted mean of the filters' templates, or of noisy samples of them; the rebuilt patches are
+stitched by averaging their overlaps. Nothing here is learned.
 
 The computation is tiled over images and repeated in the backward pass, like flash attention with filters for keys and
 values: the (B, P, K) maps of scores and weights, by far the largest arrays, exist for one tile only.
@@ -15,7 +15,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rbf_jax.checks import check_choice, check_count, check_images, check_key, check_not_negative, check_positive, is_concrete
+from rbf_jax.checks import (
+    check_choice,
+    check_count,
+    check_images,
+    check_key,
+    check_not_negative,
+    check_positive,
+    is_concrete,
+)
 from rbf_jax.patches import extract_patches, stitch_patches
 from rbf_jax.rbf import VARIANCE_FLOOR, RBFFilters, check_filters, match_scores, tile_images
 from rbf_jax.types import Array, Key
@@ -58,8 +66,8 @@ def _mix(
 ) -> tuple[Array, Array, Array]:
     """Unnormalised weights ``(..., P, K)``, their sum ``(..., P, 1)`` and the weighted mean of values ``(K, V)``.
 
-    ``exp(beta1 sigmoid(s)) = exp(beta1 / 2) exp(beta1 / 2 tanh(s / 2))``; the first factor cancels. One matmul yields the
-    weighted sum and, by a column of ones, the normaliser.
+    ``exp(beta1 sigmoid(s)) = exp(beta1 / 2) exp(beta1 / 2 tanh(s / 2))``; the first factor cancels. One matmul yields
+    the weighted sum and, by a column of ones, the normaliser.
     """
     scores = match_scores(filters, patches, variance_floor=variance_floor, constant=constant)
     raw = jnp.exp(0.5 * beta1 * jnp.tanh(0.5 * scores))
@@ -100,10 +108,22 @@ def mixing_weights(
 
 
 def sample_std(filters: RBFFilters, beta2: Array | float, scale: str = "variance") -> Array:
-    """Standard deviation per coordinate of the samples of each filter (Eq. 4), ``(K,)``; with sigma^2 the variance:
+    """Standard deviation per coordinate of the samples of each filter (Eq. 4).
 
-    ``beta2 sigma^2`` for ``"variance"`` (the released code), ``beta2 sigma`` for ``"sigma"``, ``sqrt(beta2 sigma)`` for
-    ``"sqrt_sigma"`` (Eq. 4 to the letter, where ``sigma beta2`` is the variance of the normal).
+    With the filter's total variance ``sigma^2``: ``beta2 sigma^2`` for ``"variance"`` (the released code), ``beta2
+    sigma`` for ``"sigma"``, ``sqrt(beta2 sigma)`` for ``"sqrt_sigma"`` (Eq. 4 to the letter: ``sigma beta2`` is the
+    variance).
+
+    Args:
+        filters: the K filters.
+        beta2: noise level, at least 0.
+        scale: which rule.
+
+    Returns:
+        ``(K,)``.
+
+    Raises:
+        ValueError: beta2 below 0 or an unknown scale.
     """
     check_choice(scale, "scale", SCALES)
     check_not_negative(beta2, "beta2")
@@ -185,7 +205,8 @@ def sample_reconstruction(
 
     ``s_j`` is `sample_std`. What is drawn when is open in the paper:
 
-    - ``noise="per_run"``, the released code: one sample of each filter serves all patches, and with a single key all images
+    - ``noise="per_run"``, the released code: one sample of each filter serves all patches, and with a single key all
+    images
       of the batch. With one key for each example, every example is a run of its own.
     - ``noise="per_patch"``: each patch draws its own samples. Their weighted sum is exactly ``N(sum_j w_j mu_j,
       sum_j w_j^2 s_j^2 I)``, so it is drawn from that, at the cost of one more matmul column.
@@ -203,8 +224,8 @@ def sample_reconstruction(
         constant: see `rbf.match_scores`.
 
     Returns:
-        Images ``(B, H, W, C)`` in [0, 1], or ``(draws, B, H, W, C)``. The gradient is exact: the clip zeroes it where it
-        bites.
+        Images ``(B, H, W, C)`` in [0, 1], or ``(draws, B, H, W, C)``. The gradient is exact: the clip zeroes it where
+        it bites.
 
     Raises:
         ValueError: an argument out of range.
@@ -223,7 +244,7 @@ def sample_reconstruction(
     means = filters.flat_means
     count, width = means.shape
 
-    def samples(key: Key) -> Array:
+    def samples(key: Key) -> Array:  # (K, m * D)
         normal = jax.random.normal(key, (count, m, width), means.dtype)
         return (means[:, None] + std[:, None, None] * normal).reshape(count, m * width)
 
@@ -234,9 +255,11 @@ def sample_reconstruction(
     def mix(image: Array, values: Array) -> tuple[Array, Array, Array]:
         return _mix(filters, extract_patches(image, filters.size), beta1, values, variance_floor, constant)
 
-    def rebuild_per_run(image: Array, key_or_values: Array) -> Array:
-        values = samples(key_or_values) if key.shape else key_or_values
+    def rebuild_per_run(values: Array, image: Array) -> Array:
         return stitch(mix(image, values)[2].reshape(-1, m, width))
+
+    def rebuild_own_run(image: Array, key: Key) -> Array:
+        return rebuild_per_run(samples(key), image)
 
     def rebuild_per_patch(image: Array, key: Key) -> Array:
         raw, total, mean = mix(image, means)
@@ -249,16 +272,16 @@ def sample_reconstruction(
         keys = key if key.shape else jax.random.split(key, images.shape[0])
         result = _map_tiles(rebuild_per_patch, filters, images, keys)
     elif key.shape:
-        result = _map_tiles(rebuild_per_run, filters, images, key)
+        result = _map_tiles(rebuild_own_run, filters, images, key)
     else:
-        result = _map_tiles(functools.partial(rebuild_per_run, key_or_values=samples(key)), filters, images)
+        result = _map_tiles(functools.partial(rebuild_per_run, samples(key)), filters, images)
     return result[:, 0] if draws is None else result.swapaxes(0, 1)
 
 
 def bpda(static: Array, sampled: Array) -> Array:
     """The sampled reconstruction with the gradient of the static one: ``static + stop_gradient(sampled - static)``.
 
-    The paper's adaptive attack: nothing changes in the forward pass, the backward pass takes z_j = mu_j and goes round the
-    clip, also where it bites.
+    The paper's adaptive attack: nothing changes in the forward pass, the backward pass takes z_j = mu_j and goes round
+    the clip, also where it bites.
     """
     return static + jax.lax.stop_gradient(sampled - static)

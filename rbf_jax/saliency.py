@@ -35,11 +35,11 @@ def loss_gradients(key: Key, logits_fn: LogitsFn, images: Array, labels: Array) 
 
 
 def as_picture(gradients: Array, clip: float = 3.0) -> Array:
-    """Gradients scaled for the eye, the paper's "scaling and clipping": each image to its own ``clip`` standard deviations.
+    """Gradients scaled for the eye, the paper's "scaling and clipping".
 
     Args:
         gradients: ``(B, H, W, C)``.
-        clip: standard deviations shown as black and white.
+        clip: standard deviations of an image's own gradients that are shown as black and white.
 
     Returns:
         ``(B, H, W, C)`` in [0, 1]; 0.5 is a gradient of 0.

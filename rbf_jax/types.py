@@ -7,8 +7,11 @@ from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import jax
+import numpy as np
 
-Array = jax.Array
+Array = jax.Array | np.ndarray
+"""Functions take NumPy arrays as well; what they return is JAX's."""
+
 Key = jax.Array
 """A typed random key, or a ``(B,)`` array of them: one for each example."""
 
@@ -16,8 +19,9 @@ Key = jax.Array
 class LogitsFn(Protocol):
     """Maps a key and images ``(B, H, W, C)`` to logits ``(B, classes)``.
 
-    A deterministic model ignores the key. A randomised one takes a single key or one key per example, ``(B,)``. One that
-    crosses a ``jit`` boundary is a ``jax.tree_util.Partial(apply, variables)``: new weights then cost no recompilation.
+    A deterministic model ignores the key. A randomised one takes a single key or one key per example, ``(B,)``. One
+    that crosses a ``jit`` boundary is a ``jax.tree_util.Partial(apply, variables)``: new weights then cost no
+    recompilation.
     """
 
     def __call__(self, key: Key, images: Array, /) -> Array:
@@ -47,10 +51,9 @@ class AttackResult(NamedTuple):
     """What an attack returns.
 
     Attributes:
-        images: float32 ``(B, H, W, C)`` in [0, 1]: for each example its best adversarial image (the clean one where it was
-            misclassified from the start).
-        success: bool ``(B,)``: the attack saw the model misled on that image (under the attack's own draws; a randomised
-            model is scored on fresh ones).
+        images: float32 ``(B, H, W, C)`` in [0, 1]: the best adversarial image of each example, successful or not.
+        success: bool ``(B,)``: the attack saw the model misled on that image (under the attack's own draws; a
+            randomised model is scored on fresh ones).
         distance: float32 ``(B,)``: the attack's norm of ``images`` minus the clean images.
         forwards: int32 ``(B,)``: forward passes spent on each example.
         backwards: int32 ``(B,)``: backward passes spent on each example.

@@ -1,7 +1,7 @@
 """Adversarial attacks as pure functions, composed from norms, losses and gradient estimators.
 
-    attack = attacks.pgd(attacks.Linf, epsilon=0.3, steps=100, step_size=0.01, restarts=10, loss=attacks.margin)
-    result = jax.jit(attack)(key, logits_fn, images, labels)
+attack = attacks.pgd(attacks.Linf, epsilon=0.3, steps=100, step_size=0.01, restarts=10, loss=attacks.margin)
+result = jax.jit(attack)(key, logits_fn, images, labels)
 """
 
 from rbf_jax.attacks.fgsm import fgsm as fgsm

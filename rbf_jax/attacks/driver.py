@@ -41,7 +41,11 @@ def is_misled(logits: Array, labels: Array, targets: Array | None) -> Array:
     return predicted != labels if targets is None else predicted == targets
 
 
-def result(norm: Norm, images: Array, adversarial: Array, success: Array, forwards: int, backwards: int) -> AttackResult:
+def result(
+    norm: Norm, images: Array, adversarial: Array, success: Array, forwards: int, backwards: int
+) -> AttackResult:
     """Packs a result; every example of these attacks takes the same number of passes."""
     counts = jnp.zeros_like(success, jnp.int32)
-    return AttackResult(adversarial, success, norm.distance(adversarial - images), counts + forwards, counts + backwards)
+    return AttackResult(
+        adversarial, success, norm.distance(adversarial - images), counts + forwards, counts + backwards
+    )

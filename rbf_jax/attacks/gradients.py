@@ -16,12 +16,12 @@ class Look(NamedTuple):
     Attributes:
         loss: ``(B,)``.
         logits: ``(B, classes)``; over several draws the log of the mean softmax.
-        gradient: d loss / d images, ``(B, H, W, C)``; None where it was not asked for.
+        gradient: d loss / d images, ``(B, H, W, C)``; empty, ``(0,)``, where it was not asked for.
     """
 
     loss: Array
     logits: Array
-    gradient: Array | None
+    gradient: Array
 
 
 class LookFn(Protocol):
@@ -62,7 +62,7 @@ def _look_once(keys, logits_fn, loss, images, labels, targets, /, *, with_gradie
         return values.sum(), (values, logits)
 
     if not with_gradient:
-        return Look(*total(images)[1], None)
+        return Look(*total(images)[1], jnp.zeros((0,)))
     (_, (values, logits)), gradient = jax.value_and_grad(total, has_aux=True)(images)
     # A model that overflows must not poison the images; an example without a usable gradient stays where it is.
     return Look(values, logits, jnp.where(jnp.isfinite(gradient), gradient, 0))
@@ -75,8 +75,8 @@ exact = Estimator(_look_once, 1)
 def eot(draws: int) -> Estimator:
     """Expectation over transformations: loss and gradient averaged over fresh draws of the model.
 
-    ``(1 / n) sum_i grad L(f_i(x), y)``, Athalye et al., ICML 2018. The draws run one after the other, so memory is that of
-    one.
+    ``(1 / n) sum_i grad L(f_i(x), y)``, Athalye et al., ICML 2018. The draws run one after the other, so memory is that
+    of one.
 
     Args:
         draws: n, at least 1.

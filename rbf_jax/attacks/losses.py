@@ -1,4 +1,4 @@
-"""Objectives that an attack maximises: (logits ``(B, classes)``, labels ``(B,)``, targets ``(B,)`` or None) -> ``(B,)``."""
+"""Objectives that an attack maximises, from logits ``(B, classes)``, labels and targets ``(B,)`` to ``(B,)``."""
 
 from typing import Protocol
 

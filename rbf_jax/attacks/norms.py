@@ -1,7 +1,7 @@
 """The balls: distance, steepest direction, projection and uniform sampling for each norm.
 
-The box [0, 1] is not part of them: attacks clip to it after the projection. As the clean image lies in the box, that only
-shortens the perturbation.
+The box [0, 1] is not part of them: attacks clip to it after the projection. As the clean image lies in the box, that
+only shortens the perturbation.
 """
 
 import math

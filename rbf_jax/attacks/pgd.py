@@ -44,8 +44,8 @@ def pgd(
 ) -> Attack:
     """Projected gradient descent: ``x <- clip(x0 + project(x + step_size * direction(grad) - x0), 0, 1)``.
 
-    Keeps the best iterate over all steps and restarts, the last one included: a success before a failure, then the higher
-    loss.
+    Keeps the best iterate over all steps and restarts, the last one included: a success before a failure, then the
+    higher loss.
 
     Args:
         norm: `Linf` or `L2`.

@@ -18,7 +18,7 @@ Variables = Any
 class InitFn(Protocol):
     """Makes variables for images of a shape ``(H, W, C)``."""
 
-    def __call__(self, key: Key, shape: tuple[int, int, int], /) -> Variables:
+    def __call__(self, key: Key, shape: tuple[int, ...], /) -> Variables:
         """The first variables."""
         ...
 
@@ -48,7 +48,7 @@ class Classifier(NamedTuple):
 def from_linen(module: nn.Module) -> Classifier:
     """A Linen module whose ``__call__(images, *, train)`` returns logits, as a Classifier."""
 
-    def init(key: Key, shape: tuple[int, int, int]) -> Variables:
+    def init(key: Key, shape: tuple[int, ...]) -> Variables:
         return module.init(key, jnp.zeros((1, *shape)), train=False)
 
     def apply(
@@ -56,7 +56,7 @@ def from_linen(module: nn.Module) -> Classifier:
     ) -> tuple[Array, Variables]:
         state = {name: value for name, value in variables.items() if name != "params"}
         if not train:
-            return module.apply(variables, images, train=False), state
+            return jnp.asarray(module.apply(variables, images, train=False)), state
         if key is None:
             raise ValueError("key must be given when train=True (dropout draws from it), got None")
         logits, state = module.apply(variables, images, train=True, rngs={"dropout": key}, mutable=list(state))
@@ -68,12 +68,12 @@ def from_linen(module: nn.Module) -> Classifier:
 def from_nnx(module: nnx.Module) -> Classifier:
     """An NNX module called as ``module(images)``, as a Classifier; ``init`` returns its present variables.
 
-    Dropout and batch norm follow ``train`` as in ``module.train()`` / ``module.eval()``. A module with dropout must have
-    been built with ``rngs``; the key given to ``apply`` replaces their state.
+    Dropout and batch norm follow ``train`` as in ``module.train()`` / ``module.eval()``. A module with dropout must
+    have been built with ``rngs``; the key given to ``apply`` replaces their state.
     """
     graph, params, state = nnx.split(module, nnx.Param, ...)
 
-    def init(key: Key, shape: tuple[int, int, int]) -> Variables:
+    def init(key: Key, shape: tuple[int, ...]) -> Variables:
         del key, shape
         return {"params": params, "state": state}
 

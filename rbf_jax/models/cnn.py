@@ -1,9 +1,9 @@
 """The paper's 4-layer CNN for MNIST."""
 
 import flax.linen as nn
+from jax import Array
 
 from rbf_jax.models.layers import Conv, max_pool
-from rbf_jax.types import Array
 
 
 class CNN(nn.Module):
@@ -21,7 +21,7 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, images: Array, *, train: bool = False) -> Array:
-        """Images ``(B, H, W, C)`` in [0, 1] -> logits ``(B, classes)``; in training it draws from the rng ``dropout``."""
+        """Images ``(B, H, W, C)`` -> logits ``(B, classes)``; in training it draws from rng ``dropout``."""
         x = images
         for features in (32, 64):
             for _ in range(2):

@@ -8,8 +8,7 @@ transposed convolutions; inside ``lax.scan`` and ``while`` these fall off that p
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from rbf_jax.types import Array
+from jax import Array
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -23,8 +22,8 @@ def _dense_2x2(images: Array, kernel: Array) -> Array:
 
     XLA's CPU convolution of so small an image runs at about 1 GFLOP/s, this at the rate of a matmul.
     """
-    taps = [[kernel[1 + i - k, 1 + j - l] for k in (0, 1) for l in (0, 1)] for i in (0, 1) for j in (0, 1)]
-    matrix = jnp.block([[taps[pixel_in][pixel_out] for pixel_out in range(4)] for pixel_in in range(4)])
+    pixels = [(row, col) for row in (0, 1) for col in (0, 1)]
+    matrix = jnp.block([[kernel[1 + i - row, 1 + j - col] for row, col in pixels] for i, j in pixels])
     flat = jnp.matmul(images.reshape(images.shape[0], -1), matrix)
     return flat.reshape(*images.shape[:3], kernel.shape[3])
 
@@ -129,4 +128,3 @@ class Conv(nn.Module):
         if self.use_bias:
             result += self.param("bias", nn.initializers.zeros_init(), (self.features,))
         return result
-

@@ -1,15 +1,15 @@
 """The paper's VGG-16 for CIFAR-10."""
 
 import flax.linen as nn
+from jax import Array
 
 from rbf_jax.models.layers import Conv, max_pool
-from rbf_jax.types import Array
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
 
 class VGG16(nn.Module):
-    """Thirteen 3x3 convolutions in five pooled blocks, each followed by ReLU and batch norm, then dense 512 and classes.
+    """Thirteen 3x3 convolutions in five pooled blocks, each with ReLU and batch norm, then dense 512, classes.
 
     Dropout as released: 0.3 in the first block, 0.4 between the convolutions of the others, 0.5 around the dense layer.
     32x32 images reach the last block as 2x2.

@@ -1,0 +1,75 @@
+# Everything runs in .venv, which each target that needs it makes itself. `make help` lists the targets.
+#
+# PROFILE   smoke | cpu | gpu | paper: how much a reproduction computes
+# DATA_DIR  folder of the prepared data (default: that of tensorflow-datasets)
+# RAW       folder with the official raw files, instead of a download
+# WORKDIR   where runs keep their files, outside the checkout
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PROFILE ?=
+DATA_DIR ?=
+RAW ?=
+WORKDIR ?= $(HOME)/.cache/rbf_jax/runs
+export WORKDIR DATA_DIR
+
+# Runs a command with the process settings for CPU.
+RUN := $(BIN)/python -m experiments.process
+# $(call reproduce,NAME) runs the pipeline of experiments/configs/NAME.py.
+reproduce = $(RUN) $(BIN)/python -m experiments.reproduce --config=experiments/configs/$(1).py$(if $(PROFILE),:$(PROFILE))
+
+.PHONY: help setup quickstart test test-full lint data reproduce-mnist reproduce-cifar tables bench clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP)  ## make the environment (.venv); nothing to do when nothing changed
+
+# PyTorch is not needed here; the peers that benchmarks compare with are the extra `peers`.
+$(STAMP): setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rbf_jax needs Python 3.11 or later, this is " + sys.version.split()[0])'
+	@echo "setting up $(VENV): about a minute and 1.3 GB"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@
+
+quickstart: $(STAMP)  ## the whole pipeline on 5,000 real digits in 3 minutes, with a report
+	$(call reproduce,quickstart)
+
+test: $(STAMP)  ## the default tests (6 minutes at most on two cores)
+	$(RUN) $(BIN)/pytest -m "not full" -n 2 $(ARGS)
+
+test-full: $(STAMP)  ## all tests, those that need minutes or the full data included
+	$(RUN) $(BIN)/pytest -n 2 $(ARGS)
+
+lint: $(STAMP)  ## format, lint, types, and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/pytest -q tests/test_imports.py
+
+data: $(STAMP)  ## prepare MNIST and CIFAR-10: from RAW=folder, or by download
+	$(BIN)/python -m experiments.prepare_data $(if $(RAW),--raw "$(RAW)") $(if $(DATA_DIR),--data-dir "$(DATA_DIR)")
+
+reproduce-mnist: $(STAMP) $(if $(RAW),data)  ## the pipeline on MNIST (PROFILE=smoke or cpu)
+	$(call reproduce,mnist)
+
+reproduce-cifar: $(STAMP) $(if $(RAW),data)  ## the pipeline on CIFAR-10 (PROFILE=smoke or cpu)
+	$(call reproduce,cifar10)
+
+tables: $(STAMP)  ## the tables of results/, made again from its JSON
+	$(BIN)/python -m experiments.tables
+
+bench: $(STAMP)  ## the benchmarks (results/benchmarks/*.json)
+	$(RUN) $(BIN)/python -m benchmarks.kernel
+	$(RUN) $(BIN)/python -m benchmarks.conv
+	$(RUN) $(BIN)/python -m benchmarks.em
+
+clean:  ## remove the environment and what tools left behind (runs in WORKDIR stay)
+	rm -rf $(VENV) build dist *.egg-info .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
