@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import optax
 
+from experiments.provenance import provenance
 from rbf_jax import PRESETS, Defense, attacks, data, defend, em, evaluate, models, rbf, reconstruct, train
 from rbf_jax.files import replacing
 from rbf_jax.rbf import RBFFilters
@@ -160,15 +161,14 @@ def attack_all(
     return rows, crafted
 
 
-def save(directory: Path, config: Config, learned: Models, rows: list[Row], seconds: float) -> None:
+def save(directory: Path, config: Config, learned: Models, rows: list[Row], note: str, seconds: float) -> None:
     """Writes ``filters.npz`` and ``results.json`` into the run directory."""
     rbf.save(directory / "filters.npz", learned.filters)
-    results = {
+    results = provenance() | {
         "config": config.to_dict(),
         "filters": len(learned.filters.variances),
-        "device": jax.devices()[0].device_kind,
-        "jax": jax.__version__,
         "seconds": round(seconds, 1),
+        "note": note,
         "rows": [row._asdict() | {"wilson95": evaluate.wilson_interval(row.correct, row.total)} for row in rows],
     }
     with replacing(directory / "results.json") as temporary:

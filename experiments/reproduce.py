@@ -21,11 +21,13 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import pipeline
+from experiments.provenance import ROOT
 from experiments.report import format_table, write_report
 from rbf_jax import evaluate, plots, saliency
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file, :PROFILE behind it")
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory (default: a folder of $WORKDIR)")
+PUBLISH = flags.DEFINE_bool("publish", False, "also write the results into results/ of the checkout")
 DATA_DIR = flags.DEFINE_string("data_dir", os.environ.get("DATA_DIR") or None, "folder of the prepared data")
 COLUMNS = ("attack", "N", "CNN", "rCNN, no noise", "rCNN")
 
@@ -112,7 +114,6 @@ def main(arguments: list[str]) -> None:
     learned = pipeline.learn(config, examples)
     rows, crafted = pipeline.attack_all(config, examples, learned)
     seconds = time.perf_counter() - began
-    pipeline.save(directory, config, learned, rows, seconds)
     lines = table(rows)
     note = (
         f"Accuracy in percent with its 95 % Wilson interval. rCNN: mean of {config.draws} noisy draws at beta2 = "
@@ -120,6 +121,9 @@ def main(arguments: list[str]) -> None:
         f"{config.eot.steps} steps) with it, and all are scored under fresh noise. One training run, one restart: "
         "a first look, not an evaluation. Stronger attacks leave less."
     )
+    pipeline.save(directory, config, learned, rows, note, seconds)
+    if PUBLISH.value:
+        pipeline.save(ROOT / "results" / config.name, config, learned, rows, note, seconds)
     report = directory / "report.html"
     write_report(
         report,

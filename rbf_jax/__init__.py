@@ -5,12 +5,15 @@ Nandy, Hsu, Lee: Approximate Manifold Defense Against Multiple Adversarial Pertu
 
 from rbf_jax import attacks as attacks
 from rbf_jax import bounds as bounds
+from rbf_jax import data as data
 from rbf_jax import em as em
+from rbf_jax import evaluate as evaluate
 from rbf_jax import models as models
 from rbf_jax import patches as patches
 from rbf_jax import rbf as rbf
 from rbf_jax import reconstruction as reconstruction
 from rbf_jax import saliency as saliency
+from rbf_jax import train as train
 from rbf_jax.defense import Defense as Defense
 from rbf_jax.defense import defend as defend
 from rbf_jax.patches import extract_patches as extract_patches

@@ -18,9 +18,9 @@ from rbf_jax.rbf import RBFFilters
 def random_filters(
     rng: np.random.Generator, count: int, size: tuple[int, int] = (3, 3), channels: int = 1, *, flat: bool = True
 ) -> RBFFilters:
-    """Random templates of variance 0.02 to 0.5; with ``flat``, the first is all black, the second all white, at 1e-20."""
+    """Random templates, variance 0.02 to 0.5 a channel; with ``flat`` the first are all black and all white, at 1e-20."""
     means = rng.uniform(0, 1, (count, *size, channels))
-    variances = np.exp(rng.uniform(math.log(0.02), math.log(0.5), count))
+    variances = channels * np.exp(rng.uniform(math.log(0.02), math.log(0.5), count))
     if flat:
         means[0], means[1], variances[:2] = 0, 1, 1e-20
     return RBFFilters(jnp.asarray(means, jnp.float32), jnp.asarray(variances, jnp.float32))
@@ -176,10 +176,10 @@ def numpy_gradients(
     return gradients, scales
 
 
-def recover_noise(filters: RBFFilters, images: ArrayLike, beta1: float, difference: ArrayLike) -> np.ndarray:
-    """The noise (K, D) on the filters that adds ``difference`` to the static reconstruction of the images.
+def recover_noise(filters: RBFFilters, images: ArrayLike, beta1: float, sampled: ArrayLike) -> np.ndarray:
+    """The noise on the filters (draws, K, D) behind per-run samples (draws, B, H, W, C) that no clip has touched.
 
-    Without the clip a per-run sample is linear in the noise of the K filters, so a few images determine all of it.
+    A sample is the static reconstruction plus a linear function of the noise, so a few images determine all of it.
     """
     images = float64(images)
     _, h, w, channels = filters.means.shape
@@ -190,5 +190,6 @@ def recover_noise(filters: RBFFilters, images: ArrayLike, beta1: float, differen
         for j in range(count)
         for unit in np.eye(width)
     ]
-    noise, *_ = np.linalg.lstsq(np.stack(columns, 1), float64(difference).ravel(), rcond=None)
-    return noise.reshape(count, width)
+    difference = float64(sampled) - numpy_reconstruct(filters, images, beta1)
+    noise, *_ = np.linalg.lstsq(np.stack(columns, 1), difference.reshape(len(difference), -1).T, rcond=None)
+    return noise.T.reshape(-1, count, width)

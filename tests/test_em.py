@@ -85,10 +85,6 @@ def make_state(means, variances, *, alpha=1.0, step=0, room=8) -> EMState:
     return EMState(filters, jnp.int32(count), jnp.float32(alpha), jnp.int32(step))
 
 
-def one_step(state: EMState, images, config: EMConfig) -> tuple[EMState, em.EMStep]:
-    return em.m_step(state, em.e_step(state, jnp.asarray(images), config=config), config=config)
-
-
 def assert_tracks(state: EMState, expected: Reference, tolerance: float = 1e-5):
     found = as_reference(state)
     assert len(found.means) == len(expected.means)
@@ -117,12 +113,12 @@ class Case(NamedTuple):
 CASES = {
     "nothing is known": Case(grows=True, count=1, filters=0),
     "some are new": Case(grows=True, count=6, alpha=3.0),
-    "nearly all are new": Case(grows=True, count=6, alpha=8.0),
+    "nearly all are new": Case(grows=True, count=6, alpha=5.0),
     "none is new": Case(grows=False, count=5, alpha=1e-6),
     "alpha is 0": Case(grows=False, count=5, alpha=0.0),
     "alpha is below 0": Case(grows=False, count=5, alpha=-0.3),
-    "growth is over": Case(grows=False, count=5, alpha=8.0, step=7, rules={"growth_steps": 7}),
-    "last step of growth": Case(grows=True, count=6, alpha=8.0, step=6, rules={"growth_steps": 7}),
+    "growth is over": Case(grows=False, count=5, alpha=5.0, step=7, rules={"growth_steps": 7}),
+    "last step of growth": Case(grows=True, count=6, alpha=5.0, step=6, rules={"growth_steps": 7}),
     "too few are new": Case(grows=True, count=5, alpha=3.0, rules={"new_share": 0.99}),
     "K0 is small": Case(grows=False, count=5, alpha=1e-6, rules={"expected_filters": 2.0}),
     "lonely filters go": Case(grows=False, count=3, alpha=0.0, lonely=True),
@@ -135,7 +131,9 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_one_step_equals_the_loop(rng, case, channels):
     images = random_images(rng, (12, 9, 8, channels))
-    means = rng.uniform(0.1, 0.9, (case.filters, 3, 3, channels)) * np.linspace(0.2, 1, case.filters)[:, None, None, None]
+    means = (
+        rng.uniform(0.1, 0.9, (case.filters, 3, 3, channels)) * np.linspace(0.2, 1, case.filters)[:, None, None, None]
+    )
     variances = rng.uniform(0.3, 1, case.filters) * channels
     if case.lonely:
         # The first fits no patch at all, the third exactly one (the noisy pixels make that patch unique).
@@ -149,7 +147,7 @@ def test_one_step_equals_the_loop(rng, case, channels):
     assert (expected.new_share > 0) == case.grows
     assert len(expected.means) == case.count
 
-    found, report = one_step(state, images, config)
+    found, report = em._step(state, jnp.asarray(images), config)
     assert_tracks(found, expected)
     assert float(report.new_share) == pytest.approx(expected.new_share, abs=1e-6)
     assert float(report.score) == pytest.approx(expected.score, rel=1e-4, abs=1e-4)
@@ -161,7 +159,8 @@ def test_one_step_under_strict_promotion(rng):
     """As the rest of the library: no mixing of dtypes left to chance."""
     state = make_state(rng.uniform(0, 1, (3, 3, 3, 1)), np.full(3, 0.3))
     with jax.numpy_dtype_promotion("strict"):
-        one_step(state, random_images(rng, (2, 5, 5, 1)), em.MNIST)
+        statistics = jax.eval_shape(em.e_step, state, random_images(rng, (2, 5, 5, 1)))
+        jax.eval_shape(em.m_step, state, statistics)
 
 
 def test_one_step_with_other_window_sizes(rng):
@@ -169,7 +168,7 @@ def test_one_step_with_other_window_sizes(rng):
     config = EMConfig(size=(2, 4))
     state = make_state(rng.uniform(0, 1, (3, 2, 4, 3)), rng.uniform(0.5, 2, 3), alpha=1.0)
     expected = reference_step(as_reference(state), 0, images, config)
-    assert_tracks(one_step(state, images, config)[0], expected)
+    assert_tracks(em._step(state, jnp.asarray(images), config)[0], expected)
 
 
 def test_statistics_of_parts_add_up(rng):
@@ -290,7 +289,7 @@ def test_compiled_once_for_each_power_of_two(digits, monkeypatch):
     monkeypatch.setattr(em, "m_step", counted)
     # Rules that no other test uses, so that nothing is compiled yet.
     config = GROWING._replace(growth_steps=249)
-    for images in (digits[:60], digits[4:]):
+    for images in (digits[:60], digits[59::-1]):
         em.fit(images, config=config, progress=False)
         assert traces == [8, 16]
 
@@ -300,17 +299,18 @@ def test_runs_are_deterministic(digits):
     assert_same_tree(*runs)
 
 
-@pytest.mark.parametrize("first", [1, 14, 20])
-def test_resumed_run_equals_one_run(digits, first):
-    """Bit for bit; 14 and 20 lie on either side of the wider padding. 24 images a step: the order matters."""
+def test_resumed_run_equals_one_run(digits):
+    """Bit for bit, stopped on either side of the wider padding. 24 images a step: their order matters."""
     config = GROWING._replace(images_per_step=24)
     filters, info = em.fit(digits[:60], config=config, progress=False)
-    _, before = em.fit(digits[:60], config=config._replace(steps=first), progress=False)
-    resumed, after = em.fit(digits[:60], config=config, state=before.state, progress=False)
-    assert_same_tree(filters, resumed)
-    assert_same_tree(info.state, after.state)
-    pieces = jax.tree.map(lambda *parts: np.concatenate(parts), before.history, after.history)
-    assert_same_tree(info.history, pieces)
+    for first in (5, 25):
+        _, before = em.fit(digits[:60], config=config._replace(steps=first), progress=False)
+        assert before.state.filters.variances.shape == (8 if first == 5 else 16,)
+        resumed, after = em.fit(digits[:60], config=config, state=before.state, progress=False)
+        assert_same_tree(filters, resumed)
+        assert_same_tree(info.state, after.state)
+        pieces = jax.tree.map(lambda *parts: np.concatenate(parts), before.history, after.history)
+        assert_same_tree(info.history, pieces)
 
 
 def test_key_draws_a_first_filter(digits):
@@ -326,9 +326,8 @@ def test_key_draws_a_first_filter(digits):
     assert means.std() == pytest.approx(12**-0.5, abs=0.02)
     assert_same_tree(states[3], em.init(3, key=jax.random.key(3)))
 
-    config = GROWING._replace(steps=3)
-    drawn = em.fit(digits[:60], config=config, key=jax.random.key(0), progress=False)
-    from_state = em.fit(digits[:60], config=config, state=em.init(1, key=jax.random.key(0)), progress=False)
+    drawn = em.fit(digits[:60], config=GROWING, key=jax.random.key(0), progress=False)
+    from_state = em.fit(digits[:60], config=GROWING, state=em.init(1, key=jax.random.key(0)), progress=False)
     assert_same_tree(drawn, from_state)
 
 
@@ -363,7 +362,10 @@ BAD_FITS = {
     "K0": (dict(config=EMConfig(expected_filters=0.0)), "expected_filters .* 0.0"),
     "share": (dict(config=EMConfig(new_share=-0.1)), "new_share .* -0.1"),
     "floor": (dict(config=EMConfig(variance_floor=0.0)), "variance_floor .* 0.0"),
-    "state is past the end": (dict(config=EMConfig(steps=3), state=em.init(1)._replace(step=jnp.int32(3))), "3 M-steps.* 3"),
+    "state is past the end": (
+        dict(config=EMConfig(steps=3), state=em.init(1)._replace(step=jnp.int32(3))),
+        "3 M-steps.* 3",
+    ),
     "key and state": (dict(key=jax.random.key(0), state=em.init(1)), "key"),
     "raw key": (dict(key=np.zeros(2, np.uint32)), "uint32"),
 }
@@ -377,27 +379,25 @@ def test_bad_arguments_are_named(arguments, message):
 
 
 def gradient_fit(digits, seed=0, **options):
-    defaults = dict(filters=6, steps=60, batch_size=8, learning_rate=0.1, variance_floor=1e-3, progress=False)
+    defaults = dict(filters=6, steps=40, batch_size=8, learning_rate=0.1, variance_floor=1e-3, progress=False)
     return em.fit_gradient(jax.random.key(seed), jnp.asarray(digits), **(defaults | options))
 
 
 def test_gradient_fit_raises_the_score(digits):
     filters, scores = gradient_fit(digits)
-    assert scores.shape == (60,)
+    assert scores.shape == (40,)
     assert filters.means.shape == (6, 3, 3, 1)
     assert np.mean(scores[-10:]) > np.mean(scores[:3]) + 0.3
-    assert np.all(np.isfinite(filters.means))
-    assert np.all(np.asarray((filters.means >= 0) & (filters.means <= 1)))
-    assert np.all(np.asarray(filters.variances) >= 1e-3)
-    # What it reports is the score of the filters it returns, on whatever digits.
-    best = numpy_scores(filters, numpy_extract(digits[:40]), variance_floor=1e-3).max(-1).mean()
-    assert best == pytest.approx(np.mean(scores[-10:]), abs=0.2)
+    means, variances = np.asarray(filters.means), np.asarray(filters.variances)
+    assert np.all((means >= 0) & (means <= 1))
+    assert np.all((variances >= np.float32(1e-3)) & np.isfinite(variances))
+    # What it reports is the score of the filters that it returns.
+    best = numpy_scores(filters, numpy_extract(digits), variance_floor=1e-3).max(-1).mean()
+    assert best == pytest.approx(float(scores[-10:].mean()), abs=0.2)
 
-
-def test_gradient_fit_follows_its_key(digits):
-    first, again, other = (gradient_fit(digits, seed, steps=3) for seed in (0, 0, 1))
-    assert_same_tree(first, again)
-    assert np.any(np.asarray(first[0].means != other[0].means))
+    again, other = gradient_fit(digits), gradient_fit(digits, seed=1)
+    assert_same_tree((filters, scores), again)
+    assert np.any(np.asarray(filters.means != other[0].means))
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,9 @@ def test_leading_dimensions_pass_through(rng, filters):
 
 # Values that a digit has, values close together, and values close to the ends.
 pixels = st.one_of(
-    st.integers(0, 255).map(lambda level: level / 255), st.floats(0, 1, width=32), st.sampled_from([0, 1e-7, 1 - 6e-8, 1])
+    st.integers(0, 255).map(lambda level: level / 255),
+    st.floats(0, 1, width=32),
+    st.sampled_from([0, 1e-7, 1 - 6e-8, 1]),
 )
 
 

@@ -33,6 +33,8 @@ from rbf_jax.reconstruction import (
     sample_std,
 )
 
+KEY = jax.random.key(0)
+IMAGES = np.full((2, 5, 5, 1), 0.5, np.float32)
 BETA1 = [2.0, 17.33, 86.64, 160.0]
 betas = pytest.mark.parametrize("beta1", BETA1)
 channels_1_and_3 = pytest.mark.parametrize("channels", [1, 3])
@@ -58,6 +60,11 @@ def inputs(rng, digits, channels):
     return random_filters(rng, 8, channels=channels), images, rng.normal(size=images.shape).astype(np.float32)
 
 
+def tolerance(beta1):
+    """Of what is of order 1: the exponents are rounded to beta1 * 6e-8, and much depends on their differences."""
+    return 1e-5 if beta1 < 20 else 5e-5
+
+
 def grey_filters(rng, count, size=(3, 3)):
     """Templates and variances in the middle, so that moderate noise never meets the clip."""
     means = rng.uniform(0.35, 0.65, (count, *size, 1)).astype(np.float32)
@@ -73,8 +80,7 @@ def test_reconstruction_is_that_of_float64(rng, digits, channels, beta1):
     filters, images, _ = inputs(rng, digits, channels)
     rebuilt = jit_reconstruct(filters, images, beta1)
     assert (rebuilt.shape, rebuilt.dtype) == (images.shape, jnp.float32)
-    tolerance = 1e-5 if beta1 < 100 else 5e-5  # beta1 multiplies the rounding of the scores
-    np.testing.assert_allclose(rebuilt, numpy_reconstruct(filters, images, beta1), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(rebuilt, numpy_reconstruct(filters, images, beta1), rtol=0, atol=tolerance(beta1))
 
 
 @betas
@@ -84,12 +90,11 @@ def test_weights_are_the_softmax_of_float64(rng, digits, channels, beta1):
     patches = numpy_extract(images).astype(np.float32)
     weights = jit_weights(filters, patches, beta1)
     np.testing.assert_allclose(weights.sum(-1), 1, rtol=0, atol=1e-6)
-    tolerance = 1e-5 if beta1 < 100 else 5e-5
-    np.testing.assert_allclose(weights, numpy_weights(filters, patches, beta1), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(weights, numpy_weights(filters, patches, beta1), rtol=0, atol=tolerance(beta1))
 
 
 @pytest.mark.parametrize("constant", CONSTANTS)
-@pytest.mark.parametrize("variance_floor", [1e-20, 0.1])
+@pytest.mark.parametrize("variance_floor", [1e-9, 0.1])
 def test_options_reach_the_scores(rng, digits, constant, variance_floor):
     filters, images, cotangent = inputs(rng, digits, 1)
     options = {"constant": constant, "variance_floor": variance_floor}
@@ -99,26 +104,26 @@ def test_options_reach_the_scores(rng, digits, constant, variance_floor):
     weights = numpy_weights(filters, patches, 17.33, **options)
     np.testing.assert_allclose(jit_weights(filters, patches, 17.33, **options), weights, rtol=0, atol=1e-5)
     # At beta2 = 0 a sample is the static reconstruction, under the same options.
-    sampled = jit_sample(jax.random.key(0), filters, images, 17.33, 0.0, **options)
+    sampled = jit_sample(KEY, filters, images, 17.33, 0.0, **options)
     np.testing.assert_allclose(sampled, expected, rtol=0, atol=1e-5)
     check_gradients(filters, images, 17.33, cotangent, **options)
 
 
-def check_gradients(filters, images, beta1, cotangent, tolerance=1e-5, **options):
+def check_gradients(filters, images, beta1, cotangent, **options):
     got = jit_gradients(filters, images, beta1, cotangent, **options)
     expected, scales = numpy_gradients(filters, images, beta1, np.asarray(cotangent, np.float64), **options)
     errors = {
         name: float(np.abs(np.asarray(getattr(got, name), np.float64) - getattr(expected, name)).max() / scale)
         for name, scale in scales._asdict().items()
     }
-    assert all(error < tolerance for error in errors.values()), errors  # NaN fails as well
+    assert all(error < tolerance(beta1) for error in errors.values()), errors  # NaN fails as well
 
 
 @betas
 @channels_1_and_3
 def test_gradients_are_those_of_float64(rng, digits, channels, beta1):
     filters, images, cotangent = inputs(rng, digits, channels)
-    check_gradients(filters, images, beta1, cotangent, 1e-5 if beta1 < 100 else 5e-5)
+    check_gradients(filters, images, beta1, cotangent)
 
 
 @pytest.mark.parametrize("scale", [1e-8, 1e-4, 1e4])
@@ -126,11 +131,20 @@ def test_gradients_are_those_of_float64(rng, digits, channels, beta1):
 def test_gradients_of_any_size_are_those_of_float64(rng, beta1, scale):
     """A loss averaged over a batch and a confident classifier hand back cotangents of 1e-8."""
     filters, images, cotangent = inputs(rng, None, 3)
-    check_gradients(filters, images, beta1, scale * cotangent, 1e-5 if beta1 < 100 else 5e-5)
+    check_gradients(filters, images, beta1, scale * cotangent)
+
+
+@pytest.mark.parametrize("variance_floor", [1e-20, 1e-12, 1e-3])
+def test_gradients_are_finite_at_any_floor(filters, digits, variance_floor):
+    filters = filters._replace(variances=filters.variances.at[2].set(0))
+    gradients = jit_gradients(filters, digits[:3], 17.33, np.ones_like(digits[:3]), variance_floor=variance_floor)
+    assert {name: bool(np.isfinite(leaf).all()) for name, leaf in gradients._asdict().items()} == dict.fromkeys(
+        Gradients._fields, True
+    )
 
 
 def test_gradients_are_the_finite_differences_of_float64(rng):
-    filters, beta1, step = grey_filters(rng, 6), 17.33, 1e-6
+    filters, beta1, step = grey_filters(rng, 6), 17.33, 1e-5
     images = rng.uniform(0.05, 0.95, (2, 6, 7, 1)).astype(np.float32)
     cotangent = rng.normal(size=images.shape).astype(np.float32)
     point = [np.asarray(x, np.float64) for x in (images, filters.means, filters.variances, beta1)]
@@ -144,10 +158,13 @@ def test_gradients_are_the_finite_differences_of_float64(rng):
     for position, name in enumerate(Gradients._fields):
         for _ in range(3):
             direction = rng.normal(size=point[position].shape)
-            ahead, behind = ([*point[:position], point[position] + sign * step * direction, *point[position + 1 :]] for sign in (1, -1))
-            slope = (total(ahead) - total(behind)) / (2 * step)
+            ends = [
+                [*point[:position], point[position] + side * step * direction, *point[position + 1 :]]
+                for side in (1, -1)
+            ]
+            slope = (total(ends[0]) - total(ends[1])) / (2 * step)
             scale = np.abs(getattr(exact, name) * direction).sum()
-            assert (getattr(exact, name) * direction).sum() == pytest.approx(slope, abs=1e-7 * scale), name
+            assert (getattr(exact, name) * direction).sum() == pytest.approx(slope, abs=1e-6 * scale), name
             assert (np.asarray(getattr(traced, name)) * direction).sum() == pytest.approx(slope, abs=2e-5 * scale), name
 
 
@@ -174,12 +191,12 @@ def test_an_example_does_not_depend_on_the_batch_around_it(rng, filters, digits)
     np.testing.assert_allclose(jit_reconstruct(filters, digits[order], 86.64), alone[jnp.array(order)], atol=1e-6)
 
 
-unit = st.one_of(st.floats(0, 1, width=32), st.sampled_from([0, 1 - 6e-8, 1]))
+unit = st.one_of(st.floats(0, 1, width=32, allow_subnormal=False), st.sampled_from([0, 1 - 2**-24, 1]))
 
 
 @given(
     arrays(np.float32, (4, 3, 3, 1), elements=unit),
-    arrays(np.float32, (4,), elements=st.one_of(st.just(0), st.floats(1e-20, 10, width=32))),
+    arrays(np.float32, (4,), elements=st.floats(0, 10, width=32, allow_subnormal=False)),
     arrays(np.float32, (2, 5, 5, 1), elements=unit),
     st.sampled_from(BETA1),
 )
@@ -192,7 +209,7 @@ def test_static_reconstructions_stay_in_the_box_and_have_finite_gradients(means,
     assert all(np.isfinite(leaf).all() for leaf in gradients)
 
 
-@pytest.mark.parametrize("value", [0, 0.1, 0.7, 1 - 6e-8, 1])
+@pytest.mark.parametrize("value", [0, 0.1, 0.7, 1 - 2**-24, 1])
 @pytest.mark.parametrize("count", [3, 24, 240])
 def test_filters_of_one_value_rebuild_it_and_stay_in_the_box(rng, value, count):
     means = np.full((count, 3, 3, 1), value, np.float32)
@@ -224,6 +241,7 @@ def test_presets_are_those_of_paper_and_code():
 def test_the_three_scales(expected, scale):
     filters = RBFFilters(jnp.zeros((3, 1, 1, 1)), jnp.asarray([0, 0.04, 0.25]))
     np.testing.assert_allclose(sample_std(filters, 1.75, scale), expected, rtol=1e-6)
+    np.testing.assert_array_equal(sample_std(filters, 0.0, scale), 0)
 
 
 @pytest.mark.parametrize(("scale", "beta2"), [("variance", 0.2), ("sigma", 0.05), ("sqrt_sigma", 5e-4)])
@@ -264,24 +282,18 @@ def test_patches_share_their_noise_per_run_only(rng, noise):
     np.testing.assert_allclose(covariance, expected, rtol=0, atol=0.05 * expected.max())
 
 
-def noise_of(filters, images, sampled, beta1):
-    """The standard-normal noise (K, D) of a run, found from its images by least squares."""
-    difference = np.asarray(sampled, np.float64) - numpy_reconstruct(filters, images, beta1)
-    return recover_noise(filters, images, beta1, difference)
-
-
 def test_a_run_is_the_explicit_mixture_of_one_set_of_samples(rng):
     """The samples behind a few images, found by least squares, predict other images and other beta2 under the same key."""
     filters, beta1, key = grey_filters(rng, 5), 17.33, jax.random.key(3)
     seen, unseen = rng.uniform(0.2, 0.8, (2, 4, 10, 9, 1)).astype(np.float32)
-    sampled = jit_sample(key, filters, seen, beta1, 0.5)
-    noise = noise_of(filters, seen, sampled, beta1)
+    sampled = jit_sample(key, filters, seen, beta1, 1.0)
+    noise = recover_noise(filters, seen, beta1, sampled[None])[0]
     means = np.asarray(filters.means, np.float64).reshape(5, 9)
     fitted = numpy_reconstruct(filters, seen, beta1, values=means + noise)
     np.testing.assert_allclose(sampled, fitted, rtol=0, atol=1e-6)
-    # 144 equations for 45 unknowns leave no room for noise that differs between patches or images; the clip bites below.
-    for beta2 in (0.5, 2.0, 40.0):
-        expected = np.clip(numpy_reconstruct(filters, unseen, beta1, values=means + beta2 / 0.5 * noise), 0, 1)
+    # 360 equations for 45 unknowns leave no room for noise that differs between patches or images.
+    for beta2 in (0.5, 2.0, 40.0):  # at the last the clip bites
+        expected = np.clip(numpy_reconstruct(filters, unseen, beta1, values=means + beta2 * noise), 0, 1)
         np.testing.assert_allclose(jit_sample(key, filters, unseen, beta1, beta2), expected, rtol=0, atol=1e-3)
     assert ((expected == 0) | (expected == 1)).mean() > 0.2
 
@@ -293,7 +305,7 @@ def test_the_draws_of_a_run_are_independent_standard_normals(rng, scale):
     sampled = jit_sample(jax.random.key(4), filters, images, beta1, beta2, scale=scale, draws=40)
     assert sampled.shape == (40, *images.shape)
     std = np.asarray(sample_std(filters, beta2, scale), np.float64)[:, None]
-    noise = np.stack([noise_of(filters, images, draw, beta1) / std for draw in sampled])  # (draws, K, D)
+    noise = recover_noise(filters, images, beta1, sampled) / std
     # 1,800 of them: the standard errors are .024 for the mean, .017 for the deviation, .16 for a filter's correlation.
     assert noise.mean() == pytest.approx(0, abs=0.1)
     assert noise.std() == pytest.approx(1, abs=0.07)
@@ -310,26 +322,31 @@ def test_one_key_is_one_run_for_the_whole_batch(filters, digits):
     np.testing.assert_allclose(per_run, np.broadcast_to(per_run[:1], per_run.shape), rtol=0, atol=1e-6)
     per_patch = jit_sample(jax.random.key(5), filters, twins, 17.33, 1.75, noise="per_patch")
     for i, j in [(0, 1), (0, 2), (1, 2)]:
-        assert jnp.abs(per_patch[i] - per_patch[j]).max() > 0.05
+        assert jnp.abs(per_patch[i] - per_patch[j]).max() > 0.01
 
 
-@pytest.mark.parametrize("draws", [None, 3])
 @pytest.mark.parametrize("noise", NOISES)
-def test_with_a_key_each_an_example_does_not_depend_on_the_batch_around_it(filters, digits, noise, draws):
-    keys, axis = jax.random.split(jax.random.key(6), 5), 0 if draws is None else 1
-    sample = functools.partial(jit_sample, noise=noise, draws=draws)
+def test_with_a_key_each_an_example_does_not_depend_on_the_batch_around_it(filters, digits, noise):
+    keys = jax.random.split(jax.random.key(6), 5)
+    sample = functools.partial(jit_sample, noise=noise, draws=2)
     whole = np.asarray(sample(keys, filters, digits[:5], 17.33, 1.75))
     for i in range(5):
         alone = sample(keys[i : i + 1], filters, digits[i : i + 1], 17.33, 1.75)
-        np.testing.assert_allclose(whole.take([i], axis), alone, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(whole[:, i : i + 1], alone, rtol=0, atol=1e-6)
         if noise == "per_run":  # a run of its own, the same as under this single key
             single = sample(keys[i], filters, digits[i : i + 1], 17.33, 1.75)
-            np.testing.assert_allclose(whole.take([i], axis), single, rtol=0, atol=1e-6)
+            np.testing.assert_allclose(whole[:, i : i + 1], single, rtol=0, atol=1e-6)
     order = np.asarray([3, 1, 4, 0, 2])
     permuted = sample(keys[order], filters, digits[order], 17.33, 1.75)
-    np.testing.assert_allclose(permuted, whole.take(order, axis), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(permuted, whole[:, order], rtol=0, atol=1e-6)
     twins = np.asarray(sample(keys, filters, np.repeat(digits[:1], 5, 0), 17.33, 1.75))
-    assert np.abs(np.diff(twins, axis=axis)).max((0, 2, 3, 4) if draws else (1, 2, 3)).min() > 0.05
+    assert np.abs(np.diff(twins, axis=1)).max((2, 3, 4)).min() > 0.01
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_one_draw_is_the_first_of_one(filters, digits, noise):
+    one = jit_sample(KEY, filters, digits[:2], 17.33, 1.75, noise=noise, draws=1)
+    np.testing.assert_array_equal(one[0], jit_sample(KEY, filters, digits[:2], 17.33, 1.75, noise=noise))
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -342,20 +359,19 @@ def test_draws_differ_and_keys_decide(filters, digits, noise, keys):
     drawn = sample(keys_from(7), filters, digits[:4], 17.33, 1.75)
     assert (drawn.shape, drawn.dtype) == ((3, 4, 28, 28, 1), jnp.float32)
     for i, j in [(0, 1), (0, 2), (1, 2)]:
-        assert (jnp.abs(drawn[i] - drawn[j]).max((1, 2, 3)) > 0.05).all()
+        assert (jnp.abs(drawn[i] - drawn[j]).max((1, 2, 3)) > 0.01).all()
     np.testing.assert_array_equal(drawn, sample(keys_from(7), filters, digits[:4], 17.33, 1.75))
-    assert (jnp.abs(drawn - sample(keys_from(8), filters, digits[:4], 17.33, 1.75)).max((2, 3, 4)) > 0.05).all()
+    assert (jnp.abs(drawn - sample(keys_from(8), filters, digits[:4], 17.33, 1.75)).max((2, 3, 4)) > 0.01).all()
 
 
-@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("noise", NOISES)
-def test_without_noise_a_sample_is_the_static_reconstruction(filters, digits, noise, scale):
+def test_without_noise_a_sample_is_the_static_reconstruction(filters, digits, noise):
     images = digits[:3]
 
     @jax.jit
     def value_and_gradient(images, filters, beta2):
         def total(images):
-            sampled = sample_reconstruction(KEY, filters, images, 17.33, beta2, noise=noise, scale=scale)
+            sampled = sample_reconstruction(KEY, filters, images, 17.33, beta2, noise=noise)
             return jnp.square(sampled).sum(), sampled
 
         return jax.value_and_grad(total, has_aux=True)(images)
@@ -367,10 +383,9 @@ def test_without_noise_a_sample_is_the_static_reconstruction(filters, digits, no
     np.testing.assert_allclose(gradient, expected.images, rtol=0, atol=1e-5 * scales.images)
 
 
-@pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("noise", NOISES)
-def test_samples_stay_in_the_box(filters, digits, noise, scale):
-    sampled = jit_sample(jax.random.key(0), filters, digits[:4], 17.33, 5.0, noise=noise, scale=scale)
+def test_samples_stay_in_the_box(filters, digits, noise):
+    sampled = jit_sample(KEY, filters, digits[:4], 17.33, 100.0, noise=noise)
     assert (sampled.min(), sampled.max()) == (0, 1)
 
 
@@ -378,10 +393,10 @@ def test_samples_stay_in_the_box(filters, digits, noise, scale):
 
 
 def test_the_exact_gradient_of_a_sample_is_that_of_float64_and_zero_where_the_clip_bites(rng):
-    filters, beta1, beta2, key = grey_filters(rng, 5), 17.33, 12.0, jax.random.key(3)
+    filters, beta1, beta2, key = grey_filters(rng, 5), 17.33, 40.0, jax.random.key(3)
     images = rng.uniform(0.2, 0.8, (4, 10, 9, 1)).astype(np.float32)
-    noise = noise_of(filters, images, jit_sample(key, filters, images, beta1, 0.5), beta1) * beta2 / 0.5
-    values = np.asarray(filters.means, np.float64).reshape(5, 9) + noise
+    noise = recover_noise(filters, images, beta1, jit_sample(key, filters, images, beta1, 1.0)[None])[0]
+    values = np.asarray(filters.means, np.float64).reshape(5, 9) + beta2 * noise
     unclipped = numpy_reconstruct(filters, images, beta1, values=values)
     inside = (unclipped > 0) & (unclipped < 1)
     assert 0.2 < inside.mean() < 0.8
@@ -406,7 +421,7 @@ def test_bpda_is_the_sample_forward_and_the_static_gradient_backward(rng, filter
     @jax.jit
     def forward_and_gradient(filters, images):
         def total(images):
-            sampled = sample_reconstruction(key, filters, images, 17.33, 5.0, noise=noise)
+            sampled = sample_reconstruction(key, filters, images, 17.33, 100.0, noise=noise)
             out = bpda(reconstruct(filters, images, 17.33), sampled)
             return jnp.vdot(cotangent, out), (out, sampled)
 
@@ -429,7 +444,7 @@ def test_sampled_gradients_are_finite_in_everything(filters, digits, noise):
     @jax.jit
     def gradients(filters, images, beta1, beta2):
         def total(*arguments):
-            return sample_reconstruction(jax.random.key(0), *arguments, noise=noise).sum()
+            return sample_reconstruction(KEY, *arguments, noise=noise).sum()
 
         return jax.grad(total, (0, 1, 2, 3))(filters, images, beta1, beta2)
 
@@ -459,17 +474,16 @@ def test_memory_does_not_grow_with_batch_times_filters(rng, kind, pass_):
     def temporary_bytes(batch):
         images = jax.ShapeDtypeStruct((batch, height, width, 3), jnp.float32)
         compiled = jax.jit(function if pass_ == "forward" else gradient_of(function))
-        return compiled.lower(images, filters, jax.random.key(0)).compile().memory_analysis().temp_size_in_bytes
+        return compiled.lower(images, filters, KEY).compile().memory_analysis().temp_size_in_bytes
 
-    small, large = (16, 128) if jax.default_backend() == "cpu" else (1024, 2048)
-    # One (B, P, K) map more would be 97 MB here; the images themselves are 1.4 MB.
+    small, large = (12, 132) if jax.default_backend() == "cpu" else (1024, 2048)
+    # The (B, P, K) map of the 120 images more would be 104 MB on CPU; the images themselves are 1.5 MB.
     one_map = 4 * (large - small) * 30 * 30 * 240
     assert temporary_bytes(large) - temporary_bytes(small) < one_map / 10
 
 
 # --------------------------------------------------------------------------------------------------------- arguments
 
-IMAGES = np.full((2, 5, 5, 1), 0.5, np.float32)
 BAD_IMAGES = {
     "rank": (IMAGES[0], r"images must have 4 dimensions \(B, H, W, C\), got shape \(5, 5, 1\)"),
     "list": (IMAGES.tolist(), "images must be an array .*, got list"),
@@ -490,7 +504,6 @@ BAD_BETA1 = {
     "large": (160.5, "beta1 must be at most 160.0 .*, got 160.5"),
     "array": (np.float32(161), "beta1 must be at most 160.0 .*, got 161.0"),
 }
-KEY = jax.random.key(0)
 BAD_SAMPLING = {
     "noise": ({"noise": "per_batch"}, "noise must be one of 'per_run', 'per_patch', got 'per_batch'"),
     "scale": ({"scale": "std"}, "scale must be one of 'variance', 'sigma', 'sqrt_sigma', got 'std'"),
@@ -547,16 +560,15 @@ def test_bad_options_of_the_scores_are_refused(filters, value, message):
 
 def test_bad_filters_are_refused(filters):
     spoiled = filters._replace(variances=-filters.variances)
-    with pytest.raises(ValueError, match="filter variances must be finite and at least 0, got -0"):
+    with pytest.raises(ValueError, match="filter variances must be finite and at least 0, got .*-0"):
         reconstruct(spoiled, IMAGES, 17.33)
-    with pytest.raises(ValueError, match="filter variances must be finite and at least 0, got -0"):
+    with pytest.raises(ValueError, match="filter variances must be finite and at least 0, got .*-0"):
         sample_reconstruction(KEY, spoiled, IMAGES, 17.33, 1.75)
 
 
 def test_traced_values_are_let_through(filters):
-    """Out of range on purpose: what is traced cannot be looked at, and the checks must not try."""
+    """What is traced cannot be looked at, and the checks must not try."""
 
-    @jax.jit
     def all_traced(key, filters, images, beta1, beta2, floor):
         patches = jnp.zeros((2, 9))
         return (
@@ -565,33 +577,32 @@ def test_traced_values_are_let_through(filters):
             sample_reconstruction(key, filters, images, beta1, beta2, variance_floor=floor),
         )
 
-    all_traced(KEY, filters._replace(means=filters.means + 1), IMAGES + 1, -1.0, -1.0, 1e-12)
-    all_traced(jax.random.split(KEY, 2), filters, IMAGES, 17.33, 1.75, 1e-12)
+    for key in (KEY, jax.random.split(KEY, 2)):
+        weights, static, sampled = jax.jit(all_traced).eval_shape(key, filters, IMAGES, 17.33, 1.75, 1e-12)
+        assert (weights.shape, static.shape, sampled.shape) == ((2, 8), IMAGES.shape, IMAGES.shape)
 
 
 @pytest.mark.parametrize("held", ["filters", "images", "beta1", "beta2", "variance_floor"])
-def test_concrete_arrays_may_be_closed_over_under_jit(filters, held):
-    arguments = {
-        "filters": filters,
-        "images": jnp.asarray(IMAGES),
-        "beta1": jnp.float32(17.33),
-        "beta2": jnp.float32(1.75),
-        "variance_floor": jnp.float32(1e-12),
-    }
-    closed = {held: arguments.pop(held)}
-    sampled = jax.jit(lambda rest: sample_reconstruction(KEY, **rest, **closed))(arguments)
-    np.testing.assert_allclose(sampled, jit_sample(KEY, **arguments, **closed), rtol=0, atol=1e-6)
+@pytest.mark.parametrize("kind", [jnp.asarray, np.asarray])
+def test_concrete_arrays_may_be_closed_over_under_jit(filters, held, kind):
+    arguments = {"filters": filters, "images": IMAGES, "beta1": 17.33, "beta2": 1.75, "variance_floor": 1e-12}
+    closed = {held: jax.tree.map(lambda value: kind(value, np.float32), arguments.pop(held))}
+    sampled = jax.jit(lambda rest: sample_reconstruction(KEY, **rest, **closed)).eval_shape(arguments)
+    assert (sampled.shape, sampled.dtype) == (IMAGES.shape, jnp.float32)
+
+
+def test_bad_values_closed_over_under_jit_are_refused(filters):
+    with pytest.raises(ValueError, match=r"images must lie in \[0, 1\]"):
+        jax.jit(lambda filters: reconstruct(filters, jnp.asarray(IMAGES + 1), 17.33)).eval_shape(filters)
 
 
 def test_grad_and_vmap_go_without_jit(filters):
-    def total(images, beta1):
-        return reconstruct(filters, images, beta1).sum()
+    def gradient(beta1):
+        return jax.grad(lambda images: reconstruct(filters, images, beta1).sum())(IMAGES)
 
-    value, gradient = jax.value_and_grad(total)(IMAGES, 17.33)
-    assert jnp.isfinite(gradient).all()
-    values = jax.vmap(total, (None, 0))(IMAGES, jnp.asarray([2.0, 17.33]))
-    assert values[1] == pytest.approx(float(value), rel=1e-6)
-    assert values[0] != pytest.approx(float(value), rel=1e-3)
+    for got, beta1 in zip(jax.vmap(gradient)(jnp.asarray([2.0, 17.33])), (2.0, 17.33), strict=True):
+        expected, scales = numpy_gradients(filters, IMAGES, beta1, np.ones_like(IMAGES))
+        np.testing.assert_allclose(got, expected.images, rtol=0, atol=1e-5 * scales.images)
 
 
 def test_numpy_images_and_filters_are_taken(filters):

@@ -1,7 +1,5 @@
 """What a count of successes says."""
 
-from scipy.stats import binomtest
-
 from rbf_jax.checks import check_count
 
 
@@ -19,6 +17,8 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> tup
     Raises:
         ValueError: a number out of range.
     """
+    from scipy.stats import binomtest  # a second of import time, which `import rbf_jax` shall not cost
+
     check_count(total, "total")
     interval = binomtest(int(successes), total).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)

@@ -12,7 +12,6 @@ from PIL import Image
 from experiments.report import accuracy, format_table, write_report
 from rbf_jax import plots
 
-
 VOID = {"meta", "img", "br", "hr", "link"}
 TABLE = [
     {"attack": "none", "RBF-CNN": accuracy(925, 1000), "paper": 99.3, "note": 'a < b & "c" | d'},

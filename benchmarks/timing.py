@@ -1,0 +1,49 @@
+"""Timing several versions fairly: in turn within one process, so that a drift of the machine meets them all alike."""
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments.provenance import ROOT, provenance
+from rbf_jax.files import replacing
+
+RESULTS = ROOT / "results" / "benchmarks"
+
+
+def interleaved(functions: dict[str, Callable[[], Any]], repeats: int = 7) -> dict[str, float]:
+    """Median seconds of each function, called in turn; the first call of each (compilation) is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for repeat in range(repeats + 1):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            jax.block_until_ready(function())
+            if repeat:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def matmul_rate(size: int = 2048) -> float:
+    """The practical ceiling: GFLOP/s of a float32 matmul, the best of several."""
+    a = jnp.ones((size, size))
+    multiply = jax.jit(lambda a: jnp.matmul(a, a, precision=jax.lax.Precision.HIGHEST))
+    jax.block_until_ready(multiply(a))
+    best = float("inf")
+    for _ in range(5):
+        began = time.perf_counter()
+        jax.block_until_ready(multiply(a))
+        best = min(best, time.perf_counter() - began)
+    return 2 * size**3 / best / 1e9
+
+
+def write(name: str, figures: dict[str, Any]) -> None:
+    """Writes figures with machine and commit to ``results/benchmarks/NAME.json`` and prints them."""
+    record = provenance() | {"matmul GFLOP/s": round(matmul_rate())} | figures
+    text = json.dumps(record, indent=1)
+    with replacing(RESULTS / f"{name}.json") as temporary:
+        temporary.write_text(text + "\n")
+    print(f"{name}: {text}")

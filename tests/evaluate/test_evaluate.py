@@ -1,0 +1,76 @@
+"""Evaluation in batches, and Wilson's interval."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.tree_util import Partial
+
+from rbf_jax import attacks, evaluate
+
+TRACES = []
+
+
+def noisy(weights, key, images):
+    """A linear model plus noise under each example's own key."""
+    TRACES.append(images.shape)
+    noise = jax.vmap(lambda key: jax.random.normal(key, (3,)))(key)
+    return images.reshape(images.shape[0], -1) @ weights + noise
+
+
+@pytest.fixture
+def model():
+    return Partial(noisy, jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)))
+
+
+@pytest.fixture
+def images():
+    return np.random.default_rng(1).uniform(size=(11, 4, 4, 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 11, 100])
+def test_predictions_do_not_depend_on_the_batches(model, images, batch_size):
+    got = evaluate.predict(jax.random.key(0), model, images, batch_size=batch_size)
+    expected = [model(jax.random.fold_in(jax.random.key(0), i)[None], images[i : i + 1])[0] for i in range(len(images))]
+    assert np.allclose(got, expected, atol=1e-5)
+
+
+def test_one_shape_is_traced_for_all_batches(model, images):
+    TRACES.clear()
+    evaluate.predict(jax.random.key(0), model, np.tile(images, (2, 1, 1, 1)), batch_size=7)
+    assert TRACES == [(7, 4, 4, 1)]
+
+
+def test_attacks_do_not_depend_on_the_batches(model, images):
+    labels = np.arange(11, dtype=np.int32) % 3
+    attack = attacks.pgd(attacks.Linf, epsilon=0.1, steps=3)
+    results = [
+        evaluate.run_attack(jax.random.key(0), attack, model, images, labels, batch_size=size) for size in (3, 11)
+    ]
+    for a, b in zip(*results, strict=True):
+        assert isinstance(a, np.ndarray)
+        assert len(a) == 11
+        assert np.allclose(a, b, atol=1e-6)
+
+
+def test_bad_input(model, images):
+    with pytest.raises(ValueError, match="batch_size .* got 0"):
+        evaluate.predict(jax.random.key(0), model, images, batch_size=0)
+    with pytest.raises(ValueError, match=r"labels .* shape \(11,\)"):
+        attack = attacks.fgsm(attacks.Linf, epsilon=0.1)
+        evaluate.run_attack(jax.random.key(0), attack, model, images, np.zeros(3, np.int32))
+
+
+@pytest.mark.parametrize(("successes", "total"), [(0, 10), (5, 10), (10, 10), (97, 100), (1, 3)])
+def test_wilson_interval_solves_its_equation(successes, total):
+    # The ends are the p for which the observed share lies 1.96 standard errors of p away.
+    z, share = 1.959964, successes / total
+    for end in evaluate.wilson_interval(successes, total):
+        assert (share - end) ** 2 == pytest.approx(z**2 * end * (1 - end) / total, abs=1e-6)
+    low, high = evaluate.wilson_interval(successes, total)
+    assert 0 <= low <= share <= high <= 1
+
+
+def test_wilson_interval_of_nothing():
+    with pytest.raises(ValueError, match="total .* got 0"):
+        evaluate.wilson_interval(0, 0)

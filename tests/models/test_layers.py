@@ -1,0 +1,128 @@
+"""Convolution and pooling against the native operations, in value and gradient."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rbf_jax.models.layers import Conv, conv, max_pool
+
+SIZES = [(2, 2), (3, 3), (7, 5), (28, 28), (2, 3), (1, 1)]
+KERNELS = [(1, 1), (3, 3), (5, 5), (1, 3), (5, 3)]
+shapes = pytest.mark.parametrize("size", SIZES, ids=lambda size: "{}x{}".format(*size))
+kernels = pytest.mark.parametrize("kernel_size", KERNELS, ids=lambda size: "kernel {}x{}".format(*size))
+
+
+def native(images, kernel):
+    return jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def normal(rng, *shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+
+def value_and_gradients(function, images, kernel, cotangent):
+    value, pull = jax.vjp(function, images, kernel)
+    return value, *pull(cotangent)
+
+
+def assert_close(found, expected):
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * (1 + np.abs(b).max()))
+
+
+def loop_conv(images, kernel):
+    """Each output pixel the sum over the taps that lie inside, float64."""
+    images, kernel = np.asarray(images, np.float64), np.asarray(kernel, np.float64)
+    height, width = images.shape[1:3]
+    result = np.zeros((*images.shape[:3], kernel.shape[3]))
+    for i, j in np.ndindex(height, width):
+        for a, b in np.ndindex(kernel.shape[:2]):
+            row, col = i + a - kernel.shape[0] // 2, j + b - kernel.shape[1] // 2
+            if 0 <= row < height and 0 <= col < width:
+                result[:, i, j] += images[:, row, col] @ kernel[a, b]
+    return result
+
+
+@kernels
+@shapes
+def test_conv_is_the_native_one(rng, size, kernel_size):
+    images, kernel = normal(rng, 3, *size, 4), normal(rng, *kernel_size, 4, 5)
+    cotangent = normal(rng, 3, *size, 5)
+    found = jax.jit(value_and_gradients, static_argnums=0)(conv, images, kernel, cotangent)
+    assert_close(found, jax.jit(value_and_gradients, static_argnums=0)(native, images, kernel, cotangent))
+    if size != (28, 28):
+        np.testing.assert_allclose(found[0], loop_conv(images, kernel), atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (7, 5)], ids=["2x2", "7x5"])
+def test_conv_inside_scan(rng, size):
+    """A chain of convolutions: the gradient flows through all steps of the loop."""
+    images, kernels = normal(rng, 2, *size, 3), normal(rng, 3, 3, 3, 3, 3) / 5
+    cotangent = normal(rng, *images.shape)
+
+    def chain(function):
+        def run(images, kernels):
+            return jax.lax.scan(lambda x, kernel: (jnp.tanh(function(x, kernel)), None), images, kernels)[0]
+
+        return value_and_gradients(run, images, kernels, cotangent)
+
+    assert_close(jax.jit(lambda: chain(conv))(), jax.jit(lambda: chain(native))())
+
+
+@pytest.mark.parametrize("size", [(2, 2), (7, 5)], ids=["2x2", "7x5"])
+@pytest.mark.parametrize("axes", [(0, None, 0), (None, 0, 0), (0, 0, 0)], ids=["images", "kernels", "both"])
+def test_conv_under_vmap(rng, size, axes):
+    def batched(axis, *shape):
+        return normal(rng, *shape) if axis is None else normal(rng, 4, *shape)
+
+    images, kernel = batched(axes[0], 2, *size, 3), batched(axes[1], 3, 3, 3, 5)
+    cotangent = normal(rng, 4, 2, *size, 5)
+
+    def run(function):
+        return jax.vmap(lambda *args: value_and_gradients(function, *args), axes)(images, kernel, cotangent)
+
+    assert_close(jax.jit(lambda: run(conv))(), jax.jit(lambda: run(native))())
+
+
+@pytest.mark.parametrize("kernel_size", [(2, 3), (3, 2), (4, 4)])
+def test_even_kernels_are_refused(kernel_size):
+    with pytest.raises(ValueError, match=r"odd .*\({}, {}\)".format(*kernel_size)):
+        conv(jnp.zeros((1, 5, 5, 1)), jnp.zeros((*kernel_size, 1, 1)))
+
+
+@pytest.mark.parametrize("size", [(2, 2), (4, 6), (5, 4), (4, 7), (9, 9), (28, 28)], ids=lambda s: "{}x{}".format(*s))
+@pytest.mark.parametrize("ties", [False, True], ids=["distinct", "ties"])
+def test_max_pool_is_the_native_one(rng, size, ties):
+    images = rng.normal(size=(3, *size, 4))
+    if ties:
+        # After a ReLU: half of the entries are 0, whole windows of them; others tie at 1.
+        images = np.clip(np.round(images), 0, 1)
+    images = jnp.asarray(images, jnp.float32)
+    cotangent = normal(rng, 3, size[0] // 2, size[1] // 2, 4)
+    value, pull = jax.vjp(max_pool, images)
+    native_value, native_pull = jax.vjp(lambda x: nn.max_pool(x, (2, 2), (2, 2)), images)
+    np.testing.assert_array_equal(value, native_value)
+    np.testing.assert_array_equal(pull(cotangent)[0], native_pull(cotangent)[0])
+
+
+def test_module_adds_its_bias(rng):
+    images = normal(rng, 2, 5, 4, 3)
+    variables = Conv(6, size=5).init(jax.random.key(0), images)
+    assert jax.tree.map(jnp.shape, variables) == {"params": {"kernel": (5, 5, 3, 6), "bias": (6,)}}
+    assert np.all(variables["params"]["bias"] == 0)
+    bias = normal(rng, 6)
+    variables = {"params": variables["params"] | {"bias": bias}}
+    expected = loop_conv(images, variables["params"]["kernel"]) + np.asarray(bias)
+    np.testing.assert_allclose(Conv(6, size=5).apply(variables, images), expected, atol=1e-4)
+
+    without = Conv(6, use_bias=False).init(jax.random.key(0), images)
+    assert jax.tree.map(jnp.shape, without) == {"params": {"kernel": (3, 3, 3, 6)}}
+
+
+def test_module_starts_at_the_scale_of_he(rng):
+    """Variance 2 / (inputs of one output): what keeps ReLU networks at one scale through their depth."""
+    kernel = Conv(64).init(jax.random.key(1), normal(rng, 1, 4, 4, 32))["params"]["kernel"]
+    assert np.var(kernel) == pytest.approx(2 / (3 * 3 * 32), rel=0.05)
+    assert np.mean(kernel) == pytest.approx(0, abs=0.005)
