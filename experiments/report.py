@@ -8,7 +8,6 @@ import html
 import os
 from collections.abc import Mapping, Sequence
 
-from rbf_jax.evaluate import wilson_interval
 from rbf_jax.files import replacing
 from rbf_jax.plots import Figure, png
 
@@ -24,22 +23,6 @@ th { background: var(--shade); }
 .number { text-align: right; white-space: nowrap; }
 img { max-width: max(100%, 40rem); height: auto; background: #fff; border-radius: 4px; }
 """
-
-
-def accuracy(correct: float, total: int) -> str:
-    """``"92.5 % [90.7, 94.0], N = 1000"``: an accuracy with its 95 % Wilson interval.
-
-    Args:
-        correct: examples classified correctly, in [0, total]; not whole where it is a mean over redraws.
-        total: examples, at least 1.
-
-    Raises:
-        ValueError: correct or total out of range.
-    """
-    if total < 1 or not 0 <= correct <= total:
-        raise ValueError(f"correct must lie in [0, total] and total be at least 1, got {correct} of {total}")
-    low, high = wilson_interval(round(correct), total)
-    return f"{100 * correct / total:.1f} % [{100 * low:.1f}, {100 * high:.1f}], N = {total}"
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:

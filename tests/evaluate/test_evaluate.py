@@ -54,10 +54,10 @@ def test_attacks_do_not_depend_on_the_batches(model, images):
 
 
 def test_bad_input(model, images):
-    with pytest.raises(ValueError, match="batch_size .* got 0"):
+    with pytest.raises(ValueError, match=r"batch_size .* got 0"):
         evaluate.predict(jax.random.key(0), model, images, batch_size=0)
+    attack = attacks.fgsm(attacks.Linf, epsilon=0.1)
     with pytest.raises(ValueError, match=r"labels .* shape \(11,\)"):
-        attack = attacks.fgsm(attacks.Linf, epsilon=0.1)
         evaluate.run_attack(jax.random.key(0), attack, model, images, np.zeros(3, np.int32))
 
 
@@ -72,5 +72,5 @@ def test_wilson_interval_solves_its_equation(successes, total):
 
 
 def test_wilson_interval_of_nothing():
-    with pytest.raises(ValueError, match="total .* got 0"):
+    with pytest.raises(ValueError, match=r"total .* got 0"):
         evaluate.wilson_interval(0, 0)

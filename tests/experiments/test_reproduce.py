@@ -14,11 +14,20 @@ from experiments.pipeline import Row
 from experiments.reproduce import table
 
 ROOT = Path(__file__).resolve().parents[2]
-TINY = (
-    "--config.train_examples=256 --config.test_examples=20 --config.em.steps=6 --config.em.growth_steps=6 "
-    "--config.train.epochs=1 --config.pgd.steps=1 --config.pgd.examples=10 --config.eot.examples=10 "
-    "--config.eot.steps=1 --config.eot.draws=1 --config.draws=2 --config.batch_size=10"
-).split()
+TINY = [
+    "--config.train_examples=256",
+    "--config.test_examples=20",
+    "--config.em.steps=6",
+    "--config.em.growth_steps=6",
+    "--config.train.epochs=1",
+    "--config.pgd.steps=1",
+    "--config.pgd.examples=10",
+    "--config.eot.examples=10",
+    "--config.eot.steps=1",
+    "--config.eot.draws=1",
+    "--config.draws=2",
+    "--config.batch_size=10",
+]
 
 
 def reproduce(config: str, *arguments: str) -> subprocess.CompletedProcess[str]:

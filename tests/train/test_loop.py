@@ -94,7 +94,7 @@ def test_nan_stops_with_a_message(examples):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 0}, "epochs must be .* got 0"),
+        ({"epochs": 0}, r"epochs must be .* got 0"),
         ({"batch_size": 91}, "at most the 90 images, got 91"),
         ({"images": np.zeros((90, *SHAPE), np.uint8)}, "float32"),
         ({"labels": np.zeros(5, np.int32)}, r"shape \(90,\)"),
