@@ -222,7 +222,9 @@ def m_step(state: EMState, statistics: EMStatistics, *, config: EMConfig = MNIST
     order = jnp.argsort(~kept, stable=True)[:size]
     count = kept.sum(dtype=jnp.int32)
 
-    growth = 0.6913 / ((1 + jnp.exp(count / config.expected_filters)) * (1 + jnp.exp(new_share / 0.001)))
+    growth = 0.6913 / (
+        (1 + jnp.exp(count.astype(jnp.float32) / config.expected_filters)) * (1 + jnp.exp(new_share / 0.001))
+    )
     alpha = state.alpha + growth - 0.05
     filters = RBFFilters(means[order].reshape(state.filters.means.shape), variances[order])
     report = EMStep(count, alpha, new_share, score / jnp.maximum(counts[:-1].sum(), 1))

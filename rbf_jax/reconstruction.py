@@ -136,8 +136,10 @@ def sample_std(filters: RBFFilters, beta2: Array | float, scale: str = "variance
 
 def check_beta1(beta1: Array | float) -> None:
     """Raises ValueError unless 0 < beta1 <= 160: beyond that the weights leave the range of float32."""
+    if jnp.ndim(beta1) != 0:
+        raise ValueError(f"beta1 must be one number, got shape {jnp.shape(beta1)}")
     check_positive(beta1, "beta1")
-    if is_concrete(beta1) and not beta1 <= MAX_BETA1:
+    if is_concrete(beta1) and float(beta1) > MAX_BETA1:
         raise ValueError(f"beta1 must be at most {MAX_BETA1} (float32), got {beta1}")
 
 
