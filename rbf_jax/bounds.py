@@ -37,12 +37,10 @@ def score_change_bounds(
 
     With ``r = epsilon D^max(0, 1/2 - 1/p)``, the largest l2 norm in the ball, and ``1/p + 1/q = 1``:
 
-    - ``"cauchy"``: ``-(r^2 / 2 + r |d|_2) / v`` and ``r |d|_2 / v``. For p = inf this is Eq. 8 (``r = epsilon
-    sqrt(D)``) and
-      its upper half Eq. 9.
-    - ``"hoelder"``: ``epsilon |d|_q`` in the place of ``r |d|_2``, before the paper's last inequality in Eq. 7; never
-    wider
-      where p >= 2.
+    - ``"cauchy"``: ``-(r^2 / 2 + r |d|_2) / v`` and ``r |d|_2 / v``. For p = inf this is Eq. 8
+      (``r = epsilon sqrt(D)``) and its upper half Eq. 9.
+    - ``"hoelder"``: ``epsilon |d|_q`` in the place of ``r |d|_2``, before the paper's last inequality in Eq. 7;
+      never wider.
     - ``"exact"``: the extremes themselves, for p = inf (coordinate by coordinate) and p = 2 (along d).
 
     Args:

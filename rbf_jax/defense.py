@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from rbf_jax.checks import check_choice, check_count, check_not_negative
+from rbf_jax.checks import check_choice, check_count, check_key, check_not_negative
 from rbf_jax.rbf import CONSTANTS, RBFFilters, check_filters
 from rbf_jax.reconstruction import NOISES, SCALES, bpda, check_beta1, reconstruct, sample_reconstruction
 from rbf_jax.types import Array, Key, LogitsFn
@@ -52,6 +52,7 @@ def _sample(settings, filters, beta1, beta2, key, images, draws=None):
 
 def _split(key: Key) -> tuple[Key, Key]:
     """Two keys (or two for each example): for the front end and for the classifier."""
+    check_key(key)
     pair = jax.vmap(jax.random.split)(key) if key.shape else jax.random.split(key)
     return pair[..., 0], pair[..., 1]
 
@@ -104,7 +105,7 @@ def defend(
         filters: the K filters.
         logits_fn: the classifier of rebuilt images. For results under ``jit`` without recompilation a
             ``jax.tree_util.Partial``, as `models.logits_fn` makes.
-        beta1: sharpness of the weights, in (0, 160], natural base.
+        beta1: sharpness of the weights, in (0, 100], natural base.
         beta2: noise level, at least 0.
         draws: m, noisy draws that one prediction averages.
         noise: ``"per_run"`` or ``"per_patch"``, see `reconstruction.sample_reconstruction`.

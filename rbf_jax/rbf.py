@@ -3,6 +3,7 @@
 import math
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from rbf_jax.types import Array
 
 VARIANCE_FLOOR = 1e-12
 CONSTANTS = ("none", "eq9", "eq2")
+_DAMAGED = (zipfile.BadZipFile, zlib.error)
 
 
 class RBFFilters(NamedTuple):
@@ -102,6 +104,21 @@ def peak_scores(filters: RBFFilters, *, variance_floor: float = VARIANCE_FLOOR, 
     return -0.5 * (math.log(2 * math.pi) + 0.5 * log_variance)
 
 
+@jax.custom_jvp
+def ratio(numerator: Array, denominator: Array) -> Array:
+    """A quotient whose gradient divides twice by the denominator, where JAX's divides by its square.
+
+    The square leaves float32 for a variance of 1e-20, and for the sum of weights at beta1 = 86.64, about e^43.
+    """
+    return numerator / denominator
+
+
+@ratio.defjvp
+def _ratio_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    value = ratio(*primals)
+    return value, (tangents[0] - value * tangents[1]) / primals[1]
+
+
 def match_scores(
     filters: RBFFilters, patches: Array, *, variance_floor: float = VARIANCE_FLOOR, constant: str = "none"
 ) -> Array:
@@ -131,7 +148,8 @@ def match_scores(
     if patches.shape[-1] != filters.flat_means.shape[-1]:
         raise ValueError(f"patches of D = {patches.shape[-1]} do not fit filters of {filters.means.shape[1:]}")
     peak = peak_scores(filters, variance_floor=variance_floor, constant=constant)
-    return peak - squared_distances(filters, patches) * (0.5 / jnp.maximum(filters.variances, variance_floor))
+    variances = jnp.maximum(filters.variances, variance_floor)
+    return peak - squared_distances(filters, patches) * ratio(jnp.full_like(variances, 0.5), variances)
 
 
 def save(path: str | os.PathLike[str], filters: RBFFilters) -> None:
@@ -150,11 +168,12 @@ def load(path: str | os.PathLike[str]) -> RBFFilters:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here: NumPy leaves a file that it cannot read open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             means, variances = (jnp.asarray(stored[key], jnp.float32) for key in ("means", "variances"))
     except FileNotFoundError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, TypeError, EOFError, NotImplementedError, *_DAMAGED) as error:
         raise ValueError(
             f"{path} is not a filter file (.npz with 'means' (K, h, w, C) and 'variances' (K,)): {error}"
         ) from error

@@ -25,12 +25,12 @@ from rbf_jax.checks import (
     is_concrete,
 )
 from rbf_jax.patches import extract_patches, stitch_patches
-from rbf_jax.rbf import VARIANCE_FLOOR, RBFFilters, check_filters, match_scores, tile_images
+from rbf_jax.rbf import VARIANCE_FLOOR, RBFFilters, check_filters, match_scores, ratio, tile_images
 from rbf_jax.types import Array, Key
 
 NOISES = ("per_run", "per_patch")
 SCALES = ("variance", "sigma", "sqrt_sigma")
-MAX_BETA1 = 160.0
+MAX_BETA1 = 100.0
 
 
 class Beta1(NamedTuple):
@@ -49,18 +49,6 @@ PRESETS = {
 """Readings of beta1: the paper says 25 "during testing" and exp, the code 2 to the power."""
 
 
-@jax.custom_jvp
-def _ratio(numerator: Array, denominator: Array) -> Array:
-    # JAX differentiates a quotient through 1 / denominator^2, which leaves float32 at beta1 = 86.64 (e^43 squared).
-    return numerator / denominator
-
-
-@_ratio.defjvp
-def _ratio_jvp(primals, tangents):
-    value = _ratio(*primals)
-    return value, (tangents[0] - value * tangents[1]) / primals[1]
-
-
 def _mix(
     filters: RBFFilters, patches: Array, beta1: Array | float, values: Array, variance_floor: float, constant: str
 ) -> tuple[Array, Array, Array]:
@@ -74,7 +62,7 @@ def _mix(
     columns = jnp.concatenate([values, jnp.ones_like(values[:, :1])], -1)
     sums = jnp.matmul(raw, columns, precision=jax.lax.Precision.HIGHEST)
     total = sums[..., -1:]
-    return raw, total, _ratio(sums[..., :-1], total)
+    return raw, total, ratio(sums[..., :-1], total)
 
 
 def mixing_weights(
@@ -90,7 +78,7 @@ def mixing_weights(
     Args:
         filters: the K filters.
         patches: float32 ``(..., P, D)`` in [0, 1].
-        beta1: sharpness, in (0, 160]; natural base.
+        beta1: sharpness, in (0, 100]; natural base.
         variance_floor: see `rbf.match_scores`.
         constant: see `rbf.match_scores`.
 
@@ -104,7 +92,7 @@ def mixing_weights(
     """
     check_beta1(beta1)
     raw, total, _ = _mix(filters, patches, beta1, filters.flat_means, variance_floor, constant)
-    return _ratio(raw, total)
+    return ratio(raw, total)
 
 
 def sample_std(filters: RBFFilters, beta2: Array | float, scale: str = "variance") -> Array:
@@ -127,15 +115,20 @@ def sample_std(filters: RBFFilters, beta2: Array | float, scale: str = "variance
     """
     check_choice(scale, "scale", SCALES)
     check_not_negative(beta2, "beta2")
-    variances = filters.variances
     if scale == "variance":
-        return beta2 * variances
-    sigma = jnp.sqrt(variances)
-    return beta2 * sigma if scale == "sigma" else jnp.sqrt(beta2 * sigma)
+        return beta2 * filters.variances
+    sigma = _sqrt(filters.variances)
+    return beta2 * sigma if scale == "sigma" else _sqrt(beta2 * sigma)
+
+
+def _sqrt(values: Array) -> Array:
+    """Square root with slope 0 instead of infinity at 0, where the gradient would become NaN."""
+    positive = values > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, values, 1)), 0)
 
 
 def check_beta1(beta1: Array | float) -> None:
-    """Raises ValueError unless 0 < beta1 <= 160: beyond that the weights leave the range of float32."""
+    """Raises ValueError unless 0 < beta1 <= 100: beyond that small gradients leave the range of float32."""
     if jnp.ndim(beta1) != 0:
         raise ValueError(f"beta1 must be one number, got shape {jnp.shape(beta1)}")
     check_positive(beta1, "beta1")
@@ -165,10 +158,12 @@ def reconstruct(
 ) -> Array:
     """Static reconstruction: every patch becomes ``sum_j w_j mu_j`` (z_j = mu_j in Eq. 4), overlaps are averaged.
 
+    Call it under ``jit``: called eagerly, its loop over tiles is compiled anew each time.
+
     Args:
         filters: the K filters.
         images: float32 ``(B, H, W, C)`` in [0, 1].
-        beta1: sharpness of the weights, in (0, 160], natural base; may be traced. See `PRESETS`.
+        beta1: sharpness of the weights, in (0, 100], natural base; may be traced. See `PRESETS`.
         variance_floor: see `rbf.match_scores`.
         constant: see `rbf.match_scores`.
 
@@ -207,9 +202,8 @@ def sample_reconstruction(
 
     ``s_j`` is `sample_std`. What is drawn when is open in the paper:
 
-    - ``noise="per_run"``, the released code: one sample of each filter serves all patches, and with a single key all
-    images
-      of the batch. With one key for each example, every example is a run of its own.
+    - ``noise="per_run"``, the released code: one sample of each filter serves all patches, and with a single key
+      all images of the batch. With one key for each example, every example is a run of its own.
     - ``noise="per_patch"``: each patch draws its own samples. Their weighted sum is exactly ``N(sum_j w_j mu_j,
       sum_j w_j^2 s_j^2 I)``, so it is drawn from that, at the cost of one more matmul column.
 
@@ -217,7 +211,7 @@ def sample_reconstruction(
         key: one key, or one for each example, ``(B,)``.
         filters: the K filters.
         images: float32 ``(B, H, W, C)`` in [0, 1].
-        beta1: sharpness of the weights, in (0, 160], natural base; may be traced.
+        beta1: sharpness of the weights, in (0, 100], natural base; may be traced.
         beta2: noise level, at least 0; may be traced.
         noise: ``"per_run"`` or ``"per_patch"``.
         scale: ``"variance"``, ``"sigma"`` or ``"sqrt_sigma"``, see `sample_std`.
@@ -226,8 +220,8 @@ def sample_reconstruction(
         constant: see `rbf.match_scores`.
 
     Returns:
-        Images ``(B, H, W, C)`` in [0, 1], or ``(draws, B, H, W, C)``. The gradient is exact: the clip zeroes it where
-        it bites.
+        Images ``(B, H, W, C)`` in [0, 1], or ``(draws, B, H, W, C)``. The gradient in the images is exact: the clip
+        zeroes it where it bites.
 
     Raises:
         ValueError: an argument out of range.
@@ -265,10 +259,10 @@ def sample_reconstruction(
 
     def rebuild_per_patch(image: Array, key: Key) -> Array:
         raw, total, mean = mix(image, means)
-        spread = jnp.matmul(jnp.square(_ratio(raw, total)), std**2, precision=jax.lax.Precision.HIGHEST)
-        # Below the floor the noise cannot be seen, and the root would have an infinite slope.
-        spread = jnp.sqrt(jnp.maximum(spread, 1e-20))[:, None, None]
-        return stitch(mean[:, None] + spread * jax.random.normal(key, (mean.shape[0], m, width), mean.dtype))
+        spread = jnp.matmul(jnp.square(ratio(raw, total)), std**2, precision=jax.lax.Precision.HIGHEST)
+        return stitch(
+            mean[:, None] + _sqrt(spread)[:, None, None] * jax.random.normal(key, (mean.shape[0], m, width), mean.dtype)
+        )
 
     if noise == "per_patch":
         keys = key if key.shape else jax.random.split(key, images.shape[0])

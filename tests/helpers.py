@@ -4,9 +4,11 @@ The reference is written to be read, from the equations alone: windows are cut o
 differences, the softmax subtracts its maximum, and the gradient is derived by hand.
 """
 
+import functools
 import math
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
@@ -14,11 +16,14 @@ from scipy.special import expit
 
 from rbf_jax.rbf import RBFFilters
 
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+"""Compiles three times as fast, for tests of what is computed and not of how well it is rounded."""
+
 
 def random_filters(
     rng: np.random.Generator, count: int, size: tuple[int, int] = (3, 3), channels: int = 1, *, flat: bool = True
 ) -> RBFFilters:
-    """Random templates, variance 0.02 to 0.5 a channel; with ``flat`` the first are all black and all white, at 1e-20."""
+    """Random templates of variance 0.02 to 0.5 a channel; with ``flat`` the first two are black and white, at 1e-20."""
     means = rng.uniform(0, 1, (count, *size, channels))
     variances = channels * np.exp(rng.uniform(math.log(0.02), math.log(0.5), count))
     if flat:
@@ -138,8 +143,8 @@ def numpy_gradients(
     """Gradients of `numpy_reconstruct`, the samples ``values`` moving with the means and not with the variances.
 
     Returns:
-        The gradients, and the scale of each: the largest entry for images and means, the sum of the absolute contributions
-        of all patches for variances and beta1, where these cancel.
+        The gradients, and the scale of each: the largest entry for images and means, the sum of the absolute
+        contributions of all patches for variances and beta1, where these cancel.
     """
     images = float64(images)
     shape, (_, h, w, _) = images.shape[1:], filters.means.shape

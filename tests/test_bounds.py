@@ -1,5 +1,6 @@
 """Claim 1: bounds against attacks on them, closed forms and the paper's own equations, in float64."""
 
+import itertools
 import math
 
 import jax.numpy as jnp
@@ -55,9 +56,9 @@ def dual_point(direction: np.ndarray, p: float) -> np.ndarray:
 
 
 def perturbations(rng, d: np.ndarray, p: float, epsilon: float) -> list[np.ndarray]:
-    """Points of the ball, each (P, K, D): random ones, corners, towards and away from each template, the Hoelder point."""
+    """Points of the ball, each (P, K, D): random, corners, towards and away from each template, the Hoelder point."""
     directions = [rng.normal(size=d.shape) for _ in range(5)] + [rng.choice([-1.0, 1.0], d.shape) for _ in range(3)]
-    directions += [one_hot for one_hot in np.eye(d.shape[-1])[rng.integers(0, d.shape[-1], (3, *d.shape[:2]))]]
+    directions += list(np.eye(d.shape[-1])[rng.integers(0, d.shape[-1], (3, *d.shape[:2]))])
     directions += [sign * point for point in (d, np.sign(d), dual_point(d, p)) for sign in (-1, 1)]
     surface = [epsilon * point / np.maximum(length(point, p), 1e-30) for point in directions]
     inner = [point * rng.uniform(size=(*d.shape[:2], 1)) for point in surface]
@@ -160,7 +161,7 @@ def test_each_rule_is_within_the_wider_one(p, seed, epsilon):
     filters, patches = make(seed)
     tolerance = slack(filters, epsilon)
     nested = [bounds(filters, patches, epsilon, p, rule) for rule in RULES if (rule, p) in PAIRS]
-    for (wide_low, wide_high), (low, high) in zip(nested, nested[1:], strict=False):
+    for (wide_low, wide_high), (low, high) in itertools.pairwise(nested):
         assert np.all(low >= wide_low - tolerance - 1e-5 * np.abs(wide_low))
         assert np.all(high <= wide_high + tolerance + 1e-5 * wide_high)
     if p == math.inf:

@@ -1,6 +1,6 @@
 """The real data sets and the authors' released filters: EM's results, and figures known from elsewhere.
 
-Needs the data sets, prepared in their default folder or as raw files (RBF_JAX_RAW names the folder), and for comparisons
+Needs the data sets, prepared in their default folder or as raw files (in the folder RBF_JAX_RAW), and for comparisons
 the folder with the authors' filters (RBF_JAX_REFERENCE). Skips what is not there.
 """
 

@@ -3,18 +3,18 @@
 import jax
 import numpy as np
 import pytest
-from helpers import numpy_count, numpy_extract, numpy_overlap_sum, numpy_stitch
+from helpers import numpy_count, numpy_extract, numpy_overlap_sum, numpy_stitch, quick_jit
 
 from rbf_jax.patches import extract_patches, overlap_count, overlap_sum, patch_grid, stitch_patches
 
-# A function to compile per geometry instead of dozens of operations.
-extract = jax.jit(extract_patches, static_argnums=(1, 2))
-stitch = jax.jit(stitch_patches, static_argnums=(1, 2, 3))
+# One function to compile per geometry instead of dozens of operations.
+extract = quick_jit(extract_patches, static_argnums=(1, 2))
+stitch = quick_jit(stitch_patches, static_argnums=(1, 2, 3))
 
 SIZES = [(2, 2), (3, 3), (4, 4), (5, 5), (2, 3), (5, 2)]
 GEOMETRIES = [
     pytest.param((9, 8, channels), size, stride, id=f"{size[0]}x{size[1]}x{channels}-stride{stride}")
-    for channels, stride in [(1, 1), (1, 2), (3, 2)]
+    for channels, stride in [(1, 1), (3, 2)]
     for size in SIZES
 ] + [pytest.param((7, 9, 3), (3, 4), 1, id="3x4x3-stride1")]
 geometries = pytest.mark.parametrize(("shape", "size", "stride"), GEOMETRIES)
@@ -61,16 +61,16 @@ def test_overlaps_are_summed_and_counted(rng, size, stride):
     shape = (9, 8, 3)
     rows, cols = patch_grid(shape, size, stride)
     patches = uniform(rng, 2, rows * cols, size[0] * size[1] * 3)
-    count = overlap_count(shape, size, stride)
+    count, got = quick_jit(lambda p: (overlap_count(shape, size, stride), overlap_sum(p, shape, size, stride)))(patches)
     assert (count.shape, count.dtype) == ((9, 8, 1), np.float32)
     np.testing.assert_array_equal(count, numpy_count(shape, size, stride))
     total = numpy_overlap_sum(patches.astype(np.float64), shape, size, stride)
-    np.testing.assert_allclose(overlap_sum(patches, shape, size, stride), total, rtol=3e-7, atol=0)
+    np.testing.assert_allclose(got, total, rtol=3e-7, atol=0)
 
 
 def test_the_autodiff_transpose_of_extract_is_the_sum_of_overlaps(rng):
     images, cotangent = uniform(rng, 2, 6, 7, 3), uniform(rng, 2, 15, 36)
-    (gradient,) = jax.vjp(lambda images: extract_patches(images, (4, 3)), images)[1](cotangent)
+    (gradient,) = quick_jit(lambda x, ct: jax.vjp(lambda x: extract_patches(x, (4, 3)), x)[1](ct))(images, cotangent)
     np.testing.assert_allclose(gradient, numpy_overlap_sum(cotangent, (6, 7, 3), (4, 3)), rtol=1e-6)
 
 
