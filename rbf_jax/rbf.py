@@ -73,6 +73,12 @@ def tile_images(images_shape: tuple[int, ...], size: tuple[int, int], filters: i
     return min(max(1, budget // (rows * cols * filters)), images_shape[0])
 
 
+def _brightness(values: Array) -> Array:
+    """Mean over the last axis, exact where all values are the same: a plain mean of 27 ones may round to 1 + 2**-23."""
+    first = values[..., :1]
+    return first + jnp.mean(values - first, -1, keepdims=True)
+
+
 def squared_distances(filters: RBFFilters, patches: Array) -> Array:
     """``|z - mu_j|^2`` of patches ``(..., P, D)`` to each filter, ``(..., P, K)``, float32, at least 0.
 
@@ -82,9 +88,8 @@ def squared_distances(filters: RBFFilters, patches: Array) -> Array:
     (their norms folded in as extra columns). An exactly black or white patch is at distance 0 from a black or white
     filter.
     """
-    patch_means = jnp.mean(patches, -1, keepdims=True)
     means = filters.flat_means
-    filter_means = jnp.mean(means, -1, keepdims=True)
+    patch_means, filter_means = _brightness(patches), _brightness(means)
     r, q = patches - patch_means, means - filter_means
     left = jnp.concatenate([r, jnp.sum(r * r, -1, keepdims=True), jnp.ones_like(patch_means)], -1)
     right = jnp.concatenate([-2 * q, jnp.ones_like(filter_means), jnp.sum(q * q, -1, keepdims=True)], -1)
