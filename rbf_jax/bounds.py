@@ -73,8 +73,8 @@ def score_change_bounds(
         return -(quadratic / 2 + linear) / variances, linear / variances
     if rule == "exact" and p == 2:
         distance = jnp.sqrt(squared_distances(filters, patches))
-        nearest = jnp.maximum(distance - epsilon, 0)
-        return -(epsilon * distance + epsilon**2 / 2) / variances, (distance**2 - nearest**2) / (2 * variances)
+        step = jnp.minimum(distance, epsilon)
+        return -(epsilon * distance + epsilon**2 / 2) / variances, (step * distance - step**2 / 2) / variances
 
     differences = patches[..., None, :] - filters.flat_means
     if rule == "exact":

@@ -29,6 +29,7 @@ def loss_gradients(key: Key, logits_fn: LogitsFn, images: Array, labels: Array) 
 
     def loss(images: Array) -> Array:
         log_probabilities = jax.nn.log_softmax(logits_fn(key, images))
+        check_labels(labels, images.shape[0], log_probabilities.shape[-1])
         return -jnp.take_along_axis(log_probabilities, labels[:, None], -1).sum()
 
     return jax.grad(loss)(images)

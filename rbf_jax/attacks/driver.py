@@ -35,6 +35,11 @@ def fold_in(keys: Key, number: Array | int) -> Key:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
+def into_ball(norm: Norm, images: Array, moved: Array, epsilon: Array) -> Array:
+    """The moved images, projected into each example's ball and then clipped to the box."""
+    return jnp.clip(images + norm.project(moved - images, epsilon), 0, 1)
+
+
 def is_misled(logits: Array, labels: Array, targets: Array | None) -> Array:
     """Where the prediction is not the label, or is the target; bool ``(B,)``."""
     predicted = logits.argmax(-1)

@@ -1,8 +1,6 @@
 """Fast gradient (sign) method."""
 
-import jax.numpy as jnp
-
-from rbf_jax.attacks.driver import fold_in, is_misled, result, spread_arguments
+from rbf_jax.attacks.driver import fold_in, into_ball, is_misled, result, spread_arguments
 from rbf_jax.attacks.gradients import Estimator, exact
 from rbf_jax.attacks.losses import Loss, cross_entropy
 from rbf_jax.attacks.norms import per_example
@@ -43,7 +41,8 @@ def fgsm(norm: Norm, *, epsilon: float, loss: Loss = cross_entropy, gradient: Es
     ) -> AttackResult:
         keys, radius = spread_arguments(keys, images, labels, own_epsilon if epsilon is None else epsilon, targets)
         seen = gradient.look(fold_in(keys, 0), logits_fn, loss, images, labels, targets, with_gradient=True)
-        adversarial = jnp.clip(images + per_example(radius, images) * norm.direction(seen.gradient), 0, 1)
+        stepped = images + per_example(radius, images) * norm.direction(seen.gradient)
+        adversarial = into_ball(norm, images, stepped, radius)
         after = gradient.look(fold_in(keys, 1), logits_fn, loss, adversarial, labels, targets, with_gradient=False)
         success = is_misled(after.logits, labels, targets)
         return result(norm, images, adversarial, success, 2 * gradient.draws, gradient.draws)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rbf_jax.attacks.losses import Loss
-from rbf_jax.checks import check_count
+from rbf_jax.checks import check_count, check_labels
 from rbf_jax.types import Array, Key, LogitsFn
 
 
@@ -58,6 +58,9 @@ class Estimator(NamedTuple):
 def _look_once(keys, logits_fn, loss, images, labels, targets, /, *, with_gradient) -> Look:
     def total(images: Array) -> tuple[Array, tuple[Array, Array]]:
         logits = logits_fn(keys, images)
+        check_labels(labels, images.shape[0], logits.shape[-1])
+        if targets is not None:
+            check_labels(targets, images.shape[0], logits.shape[-1], name="targets")
         values = loss(logits, labels, targets)
         return values.sum(), (values, logits)
 

@@ -52,7 +52,10 @@ def _l2_direction(gradients: Array) -> Array:
 
 def _l2_project(deltas: Array, epsilon: Array) -> Array:
     length = _l2_distance(deltas)
-    factor = jnp.where(length > epsilon, epsilon / jnp.maximum(length, 1e-30), 1)
+    # Adding the delta to an image rounds each pixel by up to 2**-25; if all are rounded outwards, by this much in all.
+    room = 2**-25 * math.sqrt(_flat(deltas).shape[-1])
+    radius = jnp.maximum(epsilon - room, 0)
+    factor = jnp.where(length > radius, radius / jnp.maximum(length, 1e-30), 1)
     return deltas * per_example(factor, deltas)
 
 
@@ -71,4 +74,7 @@ Linf = Norm("linf", _linf_distance, jnp.sign, _linf_project, _linf_sample)
 """``max_i |delta_i|``; the steepest direction is the gradient's sign."""
 
 L2 = Norm("l2", _l2_distance, _l2_direction, _l2_project, _l2_sample)
-"""``sqrt(sum_i delta_i^2)``; the steepest direction is the gradient itself, scaled to length 1."""
+"""``sqrt(sum_i delta_i^2)``; the steepest direction is the gradient itself, scaled to length 1.
+
+The projection stops ``2**-25 sqrt(D)`` short of epsilon: room for the rounding of image plus delta.
+"""

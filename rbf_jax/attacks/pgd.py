@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rbf_jax.attacks.driver import fold_in, is_misled, result, spread_arguments
+from rbf_jax.attacks.driver import fold_in, into_ball, is_misled, result, spread_arguments
 from rbf_jax.attacks.gradients import Estimator, Look, exact
 from rbf_jax.attacks.losses import Loss, cross_entropy
 from rbf_jax.attacks.norms import per_example
@@ -89,9 +89,6 @@ def pgd(
         def look(keys: Key, x: Array, *, with_gradient: bool) -> Look:
             return gradient.look(keys, logits_fn, loss, x, labels, targets, with_gradient=with_gradient)
 
-        def into_ball(x: Array) -> Array:
-            return jnp.clip(images + norm.project(x - images, radius), 0, 1)
-
         def restart(number: Array, best: _Best) -> _Best:
             run_keys = fold_in(keys, number)
 
@@ -99,12 +96,13 @@ def pgd(
                 x, best = carry
                 seen = look(fold_in(run_keys, number), x, with_gradient=True)
                 best = _better(best, x, seen, labels, targets)
-                return into_ball(x + length * norm.direction(seen.gradient)), best
+                return into_ball(norm, images, x + length * norm.direction(seen.gradient), radius), best
 
             start = images
             if random_start:
                 # steps + 1: the numbers up to steps are the looks'.
-                start = into_ball(images + norm.sample(fold_in(run_keys, steps + 1), images.shape, radius))
+                start = images + norm.sample(fold_in(run_keys, steps + 1), images.shape, radius)
+                start = into_ball(norm, images, start, radius)
             x, best = jax.lax.fori_loop(0, steps, step, (start, best))
             return _better(best, x, look(fold_in(run_keys, steps), x, with_gradient=False), labels, targets)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.tree_util import Partial
@@ -88,7 +89,8 @@ def from_nnx(module: nnx.Module) -> Classifier:
         if key is None:
             raise ValueError("key must be given when train=True (dropout draws from it), got None")
         merged.train()
-        nnx.reseed(merged, default=key)
+        streams = sorted({node.tag for _, node in nnx.iter_graph(merged) if isinstance(node, nnx.RngStream)})
+        nnx.reseed(merged, **{name: jax.random.fold_in(key, i) for i, name in enumerate(streams)})
         logits = merged(images)
         return logits, {"state": nnx.split(merged, nnx.Param, ...)[2]}
 

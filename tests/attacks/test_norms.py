@@ -60,7 +60,8 @@ def test_projection_is_the_nearest_point(rng, name, epsilon):
     radius = jnp.full(7, epsilon) * jnp.linspace(0.5, 1, 7)
     found = NORMS[name].project(deltas, radius)
     expected = numpy_project(deltas, radius, name)
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-30)
+    # l2 stops 2**-25 sqrt(12) short, the room that rounding takes when the delta is added to an image.
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1.1e-7 if name == "l2" else 1e-30)
     assert np.all(numpy_distance(found, ORDER[name]) <= float64(radius) * (1 + 1e-6))
     # A point inside the ball is not touched, and a second projection changes nothing.
     inside = numpy_distance(deltas, ORDER[name]) < float64(radius)

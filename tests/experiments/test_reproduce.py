@@ -35,6 +35,7 @@ def reproduce(config: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=dict(os.environ))
 
 
+@pytest.mark.full  # half a minute of compilation; CI runs the quickstart itself
 def test_writes_results_and_report(tmp_path):
     result = reproduce("quickstart.py:smoke", f"--workdir={tmp_path}", *TINY)
     assert result.returncode == 0, result.stderr
