@@ -1,7 +1,7 @@
 """Claim 1 of the paper: how far a bounded perturbation can move a match score (Eqs. 6-9), and what that is worth.
 
-With ``d = z - mu``, Eq. 6 says ``s(z + delta) - s(z) = -(|delta|^2 / 2 + delta.d) / v``. No bound here uses the box [0,
-1].
+With ``d = z - mu``, Eq. 6 says ``s(z + delta) - s(z) = -(|delta|^2 / 2 + delta.d) / v``. No bound here uses the
+box [0, 1].
 """
 
 import math
@@ -113,7 +113,7 @@ def best_filter_is_certain(
         variance_floor: see `rbf.match_scores`.
 
     Returns:
-        bool ``(..., P)``.
+        bool ``(..., P)``; always True for a single filter.
 
     Raises:
         ValueError: as `score_change_bounds`.

@@ -258,9 +258,8 @@ def fit(
 ) -> tuple[RBFFilters, EMInfo]:
     """Learns filters from images by the non-parametric EM.
 
-    Deterministic: the released rules draw nothing at random. Compiled once for each power of two that the number of
-        filters
-    passes. Interrupted runs go on exactly: ``fit(images, config=config._replace(steps=100))`` and then
+    Deterministic: the released rules draw nothing at random. Compiled once for each power of two that the number
+    of filters passes. Interrupted runs go on exactly: ``fit(images, config=config._replace(steps=100))`` and then
     ``fit(images, config=config, state=info.state)`` give what one run gives.
 
     Args:
@@ -274,7 +273,7 @@ def fit(
         The filters, and the history of the run.
 
     Raises:
-        ValueError: images or rules out of range, or both key and state given.
+        ValueError: images or rules out of range, both key and state given, or rules under which no filter begins.
 
     Reference: Section III a, Eq. 3.
     """
@@ -297,6 +296,11 @@ def fit(
             bar.set_postfix(filters=int(report.num_filters), refresh=False)
             bar.update()
     count = int(current.num_filters)
+    if count == 0:
+        raise ValueError(
+            f"EM ended without any filter: growth_steps = {config.growth_steps} and new_share = {config.new_share} let "
+            "none begin"
+        )
     filters = RBFFilters(current.filters.means[:count], current.filters.variances[:count])
     return filters, EMInfo(jax.tree.map(lambda *entries: jnp.stack(entries), *history), current)
 

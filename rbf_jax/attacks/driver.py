@@ -41,9 +41,10 @@ def into_ball(norm: Norm, images: Array, moved: Array, epsilon: Array) -> Array:
 
 
 def is_misled(logits: Array, labels: Array, targets: Array | None) -> Array:
-    """Where the prediction is not the label, or is the target; bool ``(B,)``."""
+    """Where the prediction is not the label, or is the target; bool ``(B,)``. Logits with a NaN predict nothing."""
     predicted = logits.argmax(-1)
-    return predicted != labels if targets is None else predicted == targets
+    misled = predicted != labels if targets is None else predicted == targets
+    return misled & ~jnp.isnan(logits).any(-1)
 
 
 def result(

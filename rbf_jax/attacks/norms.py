@@ -43,11 +43,8 @@ def _l2_distance(deltas: Array) -> Array:
 
 
 def _l2_direction(gradients: Array) -> Array:
-    # The same scaling before the division, for the sake of gradients below 1e-30.
-    largest = jnp.abs(_flat(gradients)).max(-1)
-    scaled = gradients / per_example(jnp.where(largest > 0, largest, 1), gradients)
-    length = _l2_distance(scaled)
-    return scaled / per_example(jnp.where(length > 0, length, 1), scaled)
+    length = _l2_distance(gradients)
+    return gradients / per_example(jnp.where(length > 0, length, 1), gradients)
 
 
 def _l2_project(deltas: Array, epsilon: Array) -> Array:

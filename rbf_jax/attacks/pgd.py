@@ -94,17 +94,16 @@ def pgd(
 
             def step(number: Array, carry: tuple[Array, _Best]) -> tuple[Array, _Best]:
                 x, best = carry
-                seen = look(fold_in(run_keys, number), x, with_gradient=True)
+                seen = look(fold_in(run_keys, number + 1), x, with_gradient=True)
                 best = _better(best, x, seen, labels, targets)
                 return into_ball(norm, images, x + length * norm.direction(seen.gradient), radius), best
 
             start = images
             if random_start:
-                # steps + 1: the numbers up to steps are the looks'.
-                start = images + norm.sample(fold_in(run_keys, steps + 1), images.shape, radius)
+                start = images + norm.sample(fold_in(run_keys, 0), images.shape, radius)
                 start = into_ball(norm, images, start, radius)
             x, best = jax.lax.fori_loop(0, steps, step, (start, best))
-            return _better(best, x, look(fold_in(run_keys, steps), x, with_gradient=False), labels, targets)
+            return _better(best, x, look(fold_in(run_keys, steps + 1), x, with_gradient=False), labels, targets)
 
         nothing = _Best(images, jnp.zeros(labels.shape, bool), jnp.full(labels.shape, -jnp.inf))
         best = jax.lax.fori_loop(0, restarts, restart, nothing)

@@ -61,7 +61,7 @@ def conv(images: Array, kernel: Array) -> Array:
         kernel: ``(h, w, C, K)``, h and w odd.
 
     Returns:
-        ``(B, H, W, K)``. Differentiable in reverse mode.
+        ``(B, H, W, K)``. Differentiable in reverse mode only (``grad``, not ``jvp``).
 
     Raises:
         ValueError: an even kernel size.
