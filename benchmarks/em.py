@@ -35,12 +35,12 @@ class Quality(NamedTuple):
     Attributes:
         score: mean best score.
         score_not_black: the same over patches that are not exactly black.
-        distance: mean ``|z - mu|`` to the best-scoring filter.
+        squared_distance: mean ``|z - mu|^2`` to the best-scoring filter.
     """
 
     score: float
     score_not_black: float
-    distance: float
+    squared_distance: float
 
 
 def quality(filters: RBFFilters, patches: np.ndarray, floor: float) -> Quality:
@@ -50,7 +50,7 @@ def quality(filters: RBFFilters, patches: np.ndarray, floor: float) -> Quality:
         score = match_scores(filters, jnp.asarray(part), variance_floor=floor)
         scores.append(np.asarray(score.max(-1)))
         best = np.asarray(filters.flat_means)[np.asarray(score.argmax(-1))]
-        distances.append(np.linalg.norm(part - best, axis=-1))
+        distances.append(np.sum((part - best) ** 2, -1))
     best_scores, lengths = np.concatenate(scores), np.concatenate(distances)
     black = (patches == 0).all(-1)
     return Quality(float(best_scores.mean()), float(best_scores[~black].mean()), float(lengths.mean()))
