@@ -100,8 +100,9 @@ def _text(value: object) -> str:
 
 
 def _number_columns(lines: Sequence[Sequence[str]]) -> list[bool]:
-    """Which columns hold numbers, below the headings: they are set flush right."""
-    return [any(text.lstrip("+-−")[:1].isdigit() for text in column[1:]) for column in zip(*lines, strict=True)]
+    """Which columns hold nothing but numbers and gaps, below the headings: they are set flush right."""
+    columns = [[text for text in column[1:] if text not in ("", "–")] for column in zip(*lines, strict=True)]
+    return [bool(column) and all(text.lstrip("+-−")[:1].isdigit() for text in column) for column in columns]
 
 
 def _paragraphs(text: str) -> str:

@@ -90,7 +90,8 @@ def from_nnx(module: nnx.Module) -> Classifier:
             raise ValueError("key must be given when train=True (dropout draws from it), got None")
         merged.train()
         streams = sorted({node.tag for _, node in nnx.iter_graph(merged) if isinstance(node, nnx.RngStream)})
-        nnx.reseed(merged, **{name: jax.random.fold_in(key, i) for i, name in enumerate(streams)})
+        keys: dict[str, Any] = {name: jax.random.fold_in(key, i) for i, name in enumerate(streams)}
+        nnx.reseed(merged, **keys)
         logits = merged(images)
         return logits, {"state": nnx.split(merged, nnx.Param, ...)[2]}
 
