@@ -95,9 +95,7 @@ def eot(draws: int) -> Estimator:
             seen = _look_once(draw_keys, logits_fn, loss, images, labels, targets, with_gradient=with_gradient)
             return seen._replace(logits=jax.nn.softmax(seen.logits))
 
-        # From zeros, not from a first draw before the loop: the model would be compiled twice.
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(one, jnp.int32(0)))
-        total = jax.lax.fori_loop(0, draws, lambda i, sums: jax.tree.map(jnp.add, sums, one(i)), zeros)
+        total = jax.lax.fori_loop(1, draws, lambda i, sums: jax.tree.map(jnp.add, sums, one(i)), one(jnp.int32(0)))
         mean = jax.tree.map(lambda value: value / draws, total)
         return mean._replace(logits=jnp.log(jnp.maximum(mean.logits, 1e-30)))
 
