@@ -17,7 +17,8 @@ MAY_IMPORT = {
     "files": set(),
     "patches": GROUND,
     "rbf": GROUND | {"patches"},
-    "em": GROUND | {"patches", "rbf"},
+    "em_gradient": GROUND | {"patches", "rbf"},
+    "em": GROUND | {"patches", "rbf", "em_gradient"},
     "bounds": GROUND | {"patches", "rbf"},
     "reconstruction": GROUND | {"patches", "rbf"},
     "defense": GROUND | {"patches", "rbf", "reconstruction"},
@@ -29,10 +30,10 @@ MAY_IMPORT = {
     "data": GROUND,
     "plots": GROUND | {"rbf", "saliency"},
 }
-# Who alone may import what of others. em takes an optimiser for its gradient variant.
+# Who alone may import what of others.
 ONLY = {
     "flax": {"models"},
-    "optax": {"train", "attacks", "em"},
+    "optax": {"train", "attacks", "em_gradient"},
     "tensorflow_datasets": {"data"},
     "pooch": {"data"},
     "mlxtend": {"data"},
