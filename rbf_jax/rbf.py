@@ -18,7 +18,6 @@ from rbf_jax.types import Array
 
 VARIANCE_FLOOR = 1e-12
 CONSTANTS = ("none", "eq9", "eq2")
-_DAMAGED = (zipfile.BadZipFile, zlib.error)
 
 
 class RBFFilters(NamedTuple):
@@ -178,7 +177,17 @@ def load(path: str | os.PathLike[str]) -> RBFFilters:
             means, variances = (jnp.asarray(stored[key], jnp.float32) for key in ("means", "variances"))
     except FileNotFoundError:
         raise
-    except (OSError, KeyError, ValueError, TypeError, EOFError, NotImplementedError, *_DAMAGED) as error:
+    # What NumPy and zipfile raise on damaged files; NotImplementedError is an unknown version of the zip format.
+    except (
+        OSError,
+        KeyError,
+        ValueError,
+        TypeError,
+        EOFError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise ValueError(
             f"{path} is not a filter file (.npz with 'means' (K, h, w, C) and 'variances' (K,)): {error}"
         ) from error

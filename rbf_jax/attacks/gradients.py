@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from rbf_jax.attacks.driver import fold_in
 from rbf_jax.attacks.losses import Loss
 from rbf_jax.checks import check_count, check_labels
 from rbf_jax.types import Array, Key, LogitsFn
@@ -91,8 +92,9 @@ def eot(draws: int) -> Estimator:
 
     def look(keys, logits_fn, loss, images, labels, targets, /, *, with_gradient) -> Look:
         def one(index: Array) -> Look:
-            draw_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, index)
-            seen = _look_once(draw_keys, logits_fn, loss, images, labels, targets, with_gradient=with_gradient)
+            seen = _look_once(
+                fold_in(keys, index), logits_fn, loss, images, labels, targets, with_gradient=with_gradient
+            )
             return seen._replace(logits=jax.nn.softmax(seen.logits))
 
         total = jax.lax.fori_loop(1, draws, lambda i, sums: jax.tree.map(jnp.add, sums, one(i)), one(jnp.int32(0)))
