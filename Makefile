@@ -2,6 +2,7 @@
 #
 # PROFILE   smoke | cpu | gpu | paper: how much a reproduction computes
 # DATA_DIR  folder of the prepared data (default: that of tensorflow-datasets)
+# SET       mnist | cifar10, and MODEL cnn | rcnn | cnn_plus | rcnn_plus: for `make train`
 # RAW       folder with the official raw files, instead of a download
 # WORKDIR   where runs keep their files, outside the checkout
 
@@ -20,8 +21,10 @@ export WORKDIR DATA_DIR
 RUN := $(BIN)/python -m experiments.process
 # $(call reproduce,NAME) runs the pipeline of experiments/configs/NAME.py.
 reproduce = $(RUN) $(BIN)/python -m experiments.reproduce --config=experiments/configs/$(1).py$(if $(PROFILE),:$(PROFILE))
+# The smoke profile shows that everything runs; its numbers are not for results/.
+PUBLISH := $(if $(filter smoke,$(PROFILE)),,--publish)
 
-.PHONY: help setup quickstart test test-full lint data reproduce-mnist reproduce-cifar tables bench clean
+.PHONY: help setup quickstart test test-full lint data reproduce-mnist reproduce-cifar train tables bench clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -56,11 +59,14 @@ lint: $(STAMP)  ## format, lint, types, and the direction of imports
 data: $(STAMP)  ## prepare MNIST and CIFAR-10: from RAW=folder, or by download
 	$(BIN)/python -m experiments.prepare_data $(if $(RAW),--raw "$(RAW)") $(if $(DATA_DIR),--data-dir "$(DATA_DIR)")
 
-reproduce-mnist: $(STAMP) $(if $(RAW),data)  ## the pipeline on MNIST (PROFILE=smoke or cpu)
-	$(call reproduce,mnist)
+reproduce-mnist: $(STAMP) $(if $(RAW),data)  ## MNIST: filters, models, attacks, tables, report
+	$(call reproduce,mnist) $(PUBLISH)
 
-reproduce-cifar: $(STAMP) $(if $(RAW),data)  ## the pipeline on CIFAR-10 (PROFILE=smoke or cpu)
-	$(call reproduce,cifar10)
+reproduce-cifar: $(STAMP) $(if $(RAW),data)  ## CIFAR-10: the same with VGG-16
+	$(call reproduce,cifar10) $(PUBLISH)
+
+train: $(STAMP)  ## one model: SET=mnist or cifar10, MODEL=cnn, rcnn, cnn_plus or rcnn_plus
+	$(RUN) $(BIN)/python -m experiments.train --config=experiments/configs/$(SET).py$(if $(PROFILE),:$(PROFILE)) --model=$(MODEL)
 
 tables: $(STAMP)  ## the tables of results/, made again from its JSON
 	$(BIN)/python -m experiments.tables

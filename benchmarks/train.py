@@ -12,6 +12,7 @@ from experiments import process
 if __name__ == "__main__":
     process.ensure()
 
+import itertools
 import os
 import statistics
 import time
@@ -45,7 +46,7 @@ def conv_flops(size: int, layers: tuple[tuple[int, ...], ...], channels: int) ->
 def step_flops(size: int, layers: tuple[tuple[int, ...], ...], channels: int, dense: tuple[int, ...]) -> int:
     """FLOPs of a training step for one image: forward and both gradients, none with respect to the images."""
     convolutions, first = conv_flops(size, layers, channels)
-    return 3 * (convolutions + sum(2 * a * b for a, b in zip(dense, dense[1:], strict=False))) - first
+    return 3 * (convolutions + sum(2 * a * b for a, b in itertools.pairwise(dense))) - first
 
 
 def jax_step(

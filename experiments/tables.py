@@ -1,17 +1,16 @@
-"""Makes the tables of ``results/`` from its JSON: `make tables`. Nothing in them is written by hand.
+"""Makes the tables of ``results/``: `make tables`. Nothing in them is written by hand.
 
-``results/NAME/results.json`` (published by ``experiments.reproduce --publish``) gives ``results/NAME/table.md``,
-``results/benchmarks/*.json`` give ``results/benchmarks/table.md``.
+``results/SET/job.json`` and ``results/SET/ledger/`` (published by ``experiments.reproduce --publish``) give
+``results/SET/results.json`` and ``README.md``; ``results/benchmarks/*.json`` give ``results/benchmarks/README.md``.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-from experiments.pipeline import Row
+from experiments import results
 from experiments.provenance import ROOT
 from experiments.report import format_table
-from experiments.reproduce import COLUMNS, table
 from rbf_jax.files import replacing
 
 
@@ -32,12 +31,18 @@ def _flat(record: dict[str, Any], prefix: str = "") -> list[dict[str, str]]:
     return rows
 
 
-def accuracy_table(record: dict[str, Any]) -> str:
-    """Markdown of one published run."""
-    fields = Row._fields
-    rows = [Row(**{name: row[name] for name in fields}) for row in record["rows"]]
-    head = f"{_origin(record)}, seed {record['config']['seed']}, {record['seconds']} s, {record['filters']} filters."
-    return f"{record['note']}\n\n{head}\n\n{format_table(COLUMNS, table(rows))}\n"
+def write_results(directory: Path, data_set: str) -> list[dict[str, Any]]:
+    """Writes ``results.json`` and ``README.md`` of a folder with ``job.json`` and ``ledger/``; returns the rows."""
+    job = json.loads((directory / "job.json").read_text())
+    rows = results.make_rows(data_set, results.read_ledger(directory / "ledger"))
+    _write(directory / "results.json", json.dumps(job | {"rows": rows}, indent=1) + "\n")
+    _write(directory / "README.md", results.page(job, rows))
+    return rows
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as temporary:
+        temporary.write_text(text)
 
 
 def benchmark_table(records: dict[str, dict[str, Any]]) -> str:
@@ -50,18 +55,15 @@ def benchmark_table(records: dict[str, dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
-def main(results: Path = ROOT / "results") -> None:
+def main(folder: Path = ROOT / "results") -> None:
     """Writes every table; prints which."""
-    texts = {
-        path.parent / "table.md": accuracy_table(json.loads(path.read_text()))
-        for path in sorted(results.glob("*/results.json"))
-    }
-    benchmarks = {path.stem: json.loads(path.read_text()) for path in sorted(results.glob("benchmarks/*.json"))}
+    for job in sorted(folder.glob("*/job.json")):
+        write_results(job.parent, job.parent.name)
+        print(job.parent / "README.md")
+    benchmarks = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("benchmarks/*.json"))}
     if benchmarks:
-        texts[results / "benchmarks" / "table.md"] = benchmark_table(benchmarks)
-    for path, text in texts.items():
-        with replacing(path) as temporary:
-            temporary.write_text(text)
+        path = folder / "benchmarks" / "README.md"
+        _write(path, benchmark_table(benchmarks))
         print(path)
 
 

@@ -6,41 +6,23 @@ make quickstart PROFILE=smoke     about half a minute: every stage once, too sho
 
 from typing import Any
 
-from ml_collections import ConfigDict
-
-PROFILES = ("cpu", "smoke")
+from experiments.configs import mnist, profiles
 
 
-def check_profile(profile: str) -> None:
-    """Raises ValueError unless the profile is one of those that exist."""
-    if profile not in PROFILES:
-        raise ValueError(f"PROFILE must be one of {', '.join(PROFILES)}, got {profile!r}")
-
-
-def get_config(profile: str = "cpu") -> Any:
-    """The configuration of a profile, ``"cpu"`` or ``"smoke"``."""
-    check_profile(profile)
-    config: Any = ConfigDict()
-    config.name = f"quickstart-{profile}"
-    config.title = "RBF-CNN on 5,000 digits"
-    config.data = "embedded"
-    config.model = "cnn"
-    config.train_examples, config.test_examples = 4000, 1000
-    config.seed = 0
-    config.minutes = 3.0
-    config.em = ConfigDict({"preset": "mnist", "steps": 200, "growth_steps": 150})
-    config.train = ConfigDict({"epochs": 3, "batch_size": 128, "learning_rate": 1e-3})
-    config.preset, config.beta2, config.draws = "code", 1.75, 10
-    config.budgets = (("linf", 0.3), ("l2", 2.0))
-    config.pgd = ConfigDict({"steps": 20, "examples": 200})
-    config.eot = ConfigDict({"steps": 20, "draws": 10, "examples": 100})
-    config.batch_size = 100
+def get_config(profile: str | None = None) -> Any:
+    """The configuration of a profile, ``"cpu"`` (on any device) or ``"smoke"``."""
+    profile = profiles.chosen(profile or "cpu", ("smoke", "cpu"))
+    config = mnist.get_config("smoke")
+    config.title, config.set, config.profile = "RBF-CNN on 5,000 digits", "quickstart", profile
+    config.examples = {"train": 4_000, "validation": 200, "test": 1_000}
+    config.attack.budgets = (("linf", 0.3), ("l2", 2.0))
     if profile == "smoke":
-        config.minutes = 0.5
-        config.train_examples, config.test_examples = 640, 100
+        config.examples = {"train": 660, "validation": 20, "test": 100}
         config.em.steps, config.em.growth_steps = 40, 30
-        config.train.epochs = 2
-        config.pgd = ConfigDict({"steps": 3, "examples": 40})
-        config.eot = ConfigDict({"steps": 2, "draws": 2, "examples": 20})
-        config.batch_size = 20
+        config.attack.static_examples, config.attack.eot_examples = 40, 20
+        return config
+    config.train.epochs = 3
+    config.attack.pgd = {"steps": 20, "step_size": None, "restarts": 1}
+    config.attack.eot = {"steps": 20, "draws": 10}
+    config.attack.static_examples, config.attack.eot_examples, config.attack.batch_size = 200, 100, 100
     return config

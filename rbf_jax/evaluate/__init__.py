@@ -1,5 +1,11 @@
-"""Evaluation: models and attacks over data sets, and what the counts say."""
+"""Evaluation: models and attacks over data sets, the ledger of who survived, and what the counts say."""
 
 from rbf_jax.evaluate.batched import predict as predict
 from rbf_jax.evaluate.batched import run_attack as run_attack
+from rbf_jax.evaluate.batched import survival as survival
+from rbf_jax.evaluate.ledger import Outcomes as Outcomes
+from rbf_jax.evaluate.ledger import fingerprint as fingerprint
+from rbf_jax.evaluate.ledger import load_outcomes as load_outcomes
+from rbf_jax.evaluate.ledger import save_outcomes as save_outcomes
+from rbf_jax.evaluate.ledger import worst_case as worst_case
 from rbf_jax.evaluate.statistics import wilson_interval as wilson_interval

@@ -1,6 +1,7 @@
 """Models and attacks over whole data sets, in batches of one shape, so that nothing is compiled twice."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,30 +10,51 @@ import numpy as np
 from tqdm import tqdm
 
 from rbf_jax.checks import check_count, check_images, check_key, check_labels
+from rbf_jax.evaluate.ledger import fingerprint, kept, open_parts
 from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn
 
 
-def _batches(
-    function: Callable[..., Any], arrays: tuple[Array, ...], batch_size: int, progress: str | None
-) -> Iterator[Any]:
-    """Applies the function to (rows, *slices); the last batch is filled up with its last row, then cut."""
+def _in_batches(
+    function: Callable[..., Any],
+    rows: Array | None,
+    arrays: tuple[Array, ...],
+    batch_size: int,
+    progress: str | None,
+    parts: str | Path | None = None,
+    inputs: Any = (),
+) -> tuple[np.ndarray, ...]:
+    """Applies function (rows, *slices) -> arrays ``(B, ...)`` batch by batch, and joins what comes out.
+
+    The last batch is filled up with its last example, then cut. With a folder of parts every batch is kept there.
+    """
     total = len(arrays[0])
+    rows = np.arange(total) if rows is None else np.asarray(rows)
+    if rows.shape != (total,):
+        raise ValueError(f"rows must be the {total} examples' indices, got shape {rows.shape}")
+    check_count(batch_size, "batch_size")
+    size = min(batch_size, total)
+    folder = None if parts is None else open_parts(parts, fingerprint(inputs, rows, arrays), size)
+
+    def compute(start: int) -> tuple[np.ndarray, ...]:
+        taken = np.minimum(np.arange(start, start + size), total - 1)
+        result = function(jnp.asarray(rows[taken]), *(jnp.asarray(array[taken]) for array in arrays))
+        return tuple(np.asarray(array)[: total - start] for array in result)
+
+    done = []
     with tqdm(total=total, desc=progress, unit="image", disable=progress is None) as bar:
-        for start in range(0, total, batch_size):
-            rows = np.minimum(np.arange(start, start + batch_size), total - 1)
-            used = min(batch_size, total - start)
-            result = function(jnp.asarray(rows), *(jnp.asarray(array[rows]) for array in arrays))
-            yield jax.tree.map(lambda value, used=used: np.asarray(value)[:used], result)
-            bar.update(used)
+        for start in range(0, total, size):
+            done.append(kept(folder, start, lambda start=start: compute(start)))
+            bar.update(min(size, total - start))
+    return tuple(np.concatenate(arrays) for arrays in zip(*done, strict=True))
 
 
-def _joined(parts: Iterator[Any]) -> Any:
-    return jax.tree.map(lambda *values: np.concatenate(values), *parts)
+def _fold_in(key: Key, rows: Array) -> Key:
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
 
 
 @jax.jit
-def _apply(logits_fn: LogitsFn, key: Key, rows: Array, images: Array) -> Array:
-    return logits_fn(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), images)
+def _apply(logits_fn: LogitsFn, key: Key, rows: Array, images: Array) -> tuple[Array]:
+    return (logits_fn(_fold_in(key, rows), images),)
 
 
 def predict(
@@ -55,9 +77,11 @@ def predict(
     """
     check_key(key)
     check_images(images)
-    check_count(batch_size, "batch_size")
-    size = min(batch_size, len(images))
-    return _joined(_batches(lambda rows, batch: _apply(logits_fn, key, rows, batch), (images,), size, progress))
+
+    def apply(rows: Array, batch: Array) -> tuple[Array]:
+        return _apply(logits_fn, key, rows, batch)
+
+    return _in_batches(apply, None, (images,), batch_size, progress)[0]
 
 
 def run_attack(
@@ -67,34 +91,93 @@ def run_attack(
     images: Array,
     labels: Array,
     *,
+    rows: Array | None = None,
     batch_size: int = 100,
+    parts: str | Path | None = None,
     progress: str | None = None,
 ) -> AttackResult:
     """An attack on many images.
 
     Args:
-        key: example i takes ``fold_in(key, i)``, so the result does not depend on the batches.
+        key: example i takes ``fold_in(key, rows[i])``, so the result does not depend on the batches.
         attack: from `rbf_jax.attacks`.
         logits_fn: the model, a ``jax.tree_util.Partial``.
         images: float32 ``(N, H, W, C)`` in [0, 1].
         labels: int32 ``(N,)``.
+        rows: the examples' indices in their data set, ``(N,)``; None for 0 to N - 1.
         batch_size: images at a time.
+        parts: folder that keeps the finished batches of this attack, so that a run that was stopped goes on.
         progress: what the progress bar is called; None for no bar.
 
     Returns:
         The attack's result as NumPy arrays over all N.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or parts of another attack.
     """
     check_key(key)
     check_images(images)
     check_labels(labels, len(images))
-    check_count(batch_size, "batch_size")
-    size = min(batch_size, len(images))
 
     @jax.jit
     def run(logits_fn: LogitsFn, key: Key, rows: Array, images: Array, labels: Array) -> AttackResult:
-        return attack(jax.vmap(jax.random.fold_in, (None, 0))(key, rows), logits_fn, images, labels)
+        return attack(_fold_in(key, rows), logits_fn, images, labels)
 
-    return _joined(_batches(lambda *batch: run(logits_fn, key, *batch), (images, labels), size, progress))
+    def apply(*batch: Array) -> AttackResult:
+        return run(logits_fn, key, *batch)
+
+    return AttackResult(
+        *_in_batches(apply, rows, (images, labels), batch_size, progress, parts, inputs=(key, logits_fn))
+    )
+
+
+@jax.jit
+def _survives(logits_fn: LogitsFn, keys: Key, rows: Array, images: Array, labels: Array) -> tuple[Array]:
+    def once(key: Key) -> Array:
+        logits = logits_fn(_fold_in(key, rows), images)
+        return (logits.argmax(-1) == labels) & ~jnp.isnan(logits).any(-1)
+
+    return (jax.lax.map(once, keys).T,)
+
+
+def survival(
+    key: Key,
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array,
+    *,
+    redraws: int,
+    rows: Array | None = None,
+    batch_size: int = 100,
+    parts: str | Path | None = None,
+    progress: str | None = None,
+) -> np.ndarray:
+    """Which images a model classifies rightly, under several redraws of its noise.
+
+    Args:
+        key: redraw r of example i takes ``fold_in(fold_in(key, r), rows[i])``.
+        logits_fn: the model, a ``jax.tree_util.Partial``; for a defence its ``predict``.
+        images: float32 ``(N, H, W, C)`` in [0, 1].
+        labels: int32 ``(N,)``.
+        redraws: how many; 1 for a deterministic model.
+        rows: the examples' indices in their data set, ``(N,)``; None for 0 to N - 1.
+        batch_size: images at a time.
+        parts: folder that keeps the finished batches, so that a run that was stopped goes on.
+        progress: what the progress bar is called; None for no bar.
+
+    Returns:
+        bool ``(redraws, N)``. Logits with a NaN are never right.
+
+    Raises:
+        ValueError: an argument out of range, or parts of another computation.
+    """
+    check_key(key)
+    check_images(images)
+    check_labels(labels, len(images))
+    check_count(redraws, "redraws")
+    keys = _fold_in(key, jnp.arange(redraws))
+
+    def apply(*batch: Array) -> tuple[Array]:
+        return _survives(logits_fn, keys, *batch)
+
+    return _in_batches(apply, rows, (images, labels), batch_size, progress, parts, inputs=(keys, logits_fn))[0].T

@@ -1,5 +1,12 @@
-"""Training: the loss of the released code, and a loop over optax."""
+"""Training: the loss of the released code, augmentations, a loop over optax with checkpoints, weights of models."""
 
+from rbf_jax.train.augmentation import Augmentation as Augmentation
+from rbf_jax.train.augmentation import add_noisy as add_noisy
+from rbf_jax.train.augmentation import chain as chain
+from rbf_jax.train.augmentation import flip as flip
+from rbf_jax.train.checkpoint import load_weights as load_weights
+from rbf_jax.train.checkpoint import save_weights as save_weights
+from rbf_jax.train.loop import History as History
 from rbf_jax.train.loop import TrainInfo as TrainInfo
 from rbf_jax.train.loop import TrainState as TrainState
 from rbf_jax.train.loop import fit as fit

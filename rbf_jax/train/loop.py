@@ -1,18 +1,33 @@
-"""The training loop."""
+"""The training loop: steps in a compiled loop, a checkpoint after each epoch and on a signal, exact resume."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+import contextlib
+import functools
+import signal
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from tqdm import tqdm
 
 from rbf_jax.checks import check_count, check_images, check_key, check_labels
 from rbf_jax.models import Classifier
 from rbf_jax.models.classifier import Variables
+from rbf_jax.train import checkpoint
+from rbf_jax.train.augmentation import Augmentation
 from rbf_jax.train.losses import cross_entropy, smoothed_labels
 from rbf_jax.types import Array, Key
+
+VALIDATION_BATCH = 500
+CALL_SECONDS = 1.0
+"""How long one call of the compiled loop lasts: what a signal or the progress bar waits for."""
 
 
 class TrainState(NamedTuple):
@@ -39,6 +54,28 @@ class TrainInfo(NamedTuple):
 
     loss: Array
     accuracy: Array
+
+
+class History(NamedTuple):
+    """What training reports, by epoch, each ``(epochs,)``.
+
+    Attributes:
+        loss: mean of the steps' losses.
+        accuracy: mean of the steps' accuracies.
+        validation: accuracy on the validation images after the epoch; NaN without them.
+    """
+
+    loss: Array
+    accuracy: Array
+    validation: Array
+
+
+class _Run(NamedTuple):
+    """All that a checkpoint holds: with the arguments of `fit` it determines the rest of the run."""
+
+    state: TrainState
+    history: History
+    sums: TrainInfo  # of the running epoch
 
 
 def init(
@@ -81,26 +118,39 @@ def fit(
     optimizer: optax.GradientTransformation,
     epochs: int,
     batch_size: int = 128,
+    augment: Callable[[int, Variables], Augmentation | None] | None = None,
+    validation: tuple[Array, Array] | None = None,
+    checkpoints: str | Path | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
     progress: str | None = "train",
-) -> tuple[Variables, TrainInfo]:
+) -> tuple[Variables, History]:
     """Trains a classifier on images, each epoch in a new order; a last incomplete batch is left out of its epoch.
 
+    With a folder of checkpoints a run that was stopped goes on when `fit` is called with the same arguments, and ends
+    with the same variables. It writes one after each epoch, and one before SIGTERM or SIGINT takes effect.
+
     Args:
-        key: for the first weights, the order and dropout.
+        key: for the first weights, the order, augmentation and dropout.
         classifier: the network.
         images: float32 ``(N, H, W, C)`` in [0, 1]; for an rCNN the reconstructions, computed once.
         labels: int32 ``(N,)``.
         optimizer: an optax transformation.
         epochs: passes over the images.
         batch_size: at most N.
+        augment: (epoch, variables) -> the epoch's augmentation or None; called before each epoch, and again when a run
+            goes on in the middle of one; see `rbf_jax.train.augmentation`.
+        validation: images and labels whose accuracy is taken after each epoch.
+        checkpoints: folder of this training's checkpoints; None for none.
+        log: takes a record after each epoch: epoch, loss, accuracy, validation, seconds, images_per_second.
         progress: what the progress bar is called; None for no bar.
 
     Returns:
-        The variables, and each epoch's mean loss and accuracy, ``(epochs,)``.
+        The variables, and the history.
 
     Raises:
-        ValueError: an argument out of range.
-        FloatingPointError: the loss became NaN or infinite.
+        ValueError: an argument out of range; a checkpoint that is damaged or of another training.
+        OSError: a checkpoint cannot be written.
+        FloatingPointError: the loss became NaN or infinite; the last checkpoint is from before.
     """
     check_key(key)
     images, labels = jnp.asarray(images), jnp.asarray(labels)
@@ -110,27 +160,122 @@ def fit(
     check_count(batch_size, "batch_size")
     if batch_size > images.shape[0]:
         raise ValueError(f"batch_size must be at most the {images.shape[0]} images, got {batch_size}")
+    if validation is not None:
+        check_images(validation[0], "validation")
+        check_labels(validation[1], len(validation[0]), name="validation labels")
 
-    def take(key: Key, state: TrainState, images: Array, labels: Array, rows: Array) -> tuple[TrainState, TrainInfo]:
-        return make_step(classifier, optimizer)(key, state, images[rows], labels[rows])
-
-    step = jax.jit(take, donate_argnums=1)
-    init_key, order_key, dropout_key = jax.random.split(key, 3)
-    state = init(init_key, classifier, optimizer, images.shape[1:])
+    init_key, order_key, step_key = jax.random.split(key, 3)
     batches = images.shape[0] // batch_size
-    history = []
-    with tqdm(total=epochs * batches, desc=progress, unit="step", disable=progress is None) as bar:
-        for epoch in range(epochs):
+    advance = _make_advance(make_step(classifier, optimizer), step_key, batch_size)
+    count_hits = jax.jit(lambda variables, x, y: (classifier.apply(variables, x)[0].argmax(-1) == y).sum())
+    history = History(*(jnp.full(epochs, jnp.nan) for _ in History._fields))
+    run = _Run(init(init_key, classifier, optimizer, images.shape[1:]), history, _no_info())
+    settings = {
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "images": [*images.shape, zlib.crc32(np.asarray(images).data)],
+        "labels": zlib.crc32(np.asarray(labels).data),
+        "epochs": epochs,
+        "batch_size": batch_size,
+    }
+    if checkpoints is not None:
+        run = checkpoint.restore(checkpoints, run, settings) or run
+
+    def save() -> None:
+        if checkpoints is not None:
+            checkpoint.save(checkpoints, int(run.state.step), run, settings)
+
+    step, calls = int(run.state.step), 1
+    with (
+        _delayed_signals(checkpoints is not None) as interrupted,
+        tqdm(total=epochs * batches, initial=step, desc=progress, unit="step", disable=progress is None) as bar,
+    ):
+        for epoch in range(step // batches, epochs):
+            began, first = time.perf_counter(), step
             order = jax.random.permutation(jax.random.fold_in(order_key, epoch), images.shape[0])
-            infos = []
-            for rows in order[: batches * batch_size].reshape(batches, batch_size):
-                step_key = jax.random.fold_in(dropout_key, epoch * batches + len(infos))
-                state, info = step(step_key, state, images, labels, rows)
-                infos.append(info)
-                bar.update()
-            mean = jax.tree.map(lambda *values: jnp.stack(values).mean(), *infos)
-            if not jnp.isfinite(mean.loss):
-                raise FloatingPointError(f"the loss became {mean.loss} in epoch {epoch + 1}: lower the learning rate")
-            bar.set_postfix(loss=f"{mean.loss:.3f}", accuracy=f"{mean.accuracy:.3f}")
-            history.append(mean)
-    return state.variables, jax.tree.map(lambda *values: jnp.stack(values), *history)
+            augmentation = None if augment is None else augment(epoch, run.state.variables)
+            while step < (epoch + 1) * batches:
+                count = min(calls, (epoch + 1) * batches - step)
+                call_began = time.perf_counter()
+                run = advance(run, images, labels, augmentation, order, step - epoch * batches, count)
+                if not jnp.isfinite(run.sums.loss):
+                    raise FloatingPointError(
+                        f"the loss became {run.sums.loss} in epoch {epoch + 1}: lower the learning rate"
+                    )
+                step += count
+                bar.update(count)
+                # The first call compiles: its time says nothing.
+                if step > first + 1:
+                    calls = max(1, round(CALL_SECONDS / (time.perf_counter() - call_began) * count))
+                if interrupted() and step < (epoch + 1) * batches:
+                    save()
+                    return run.state.variables, run.history  # never seen: the signal takes effect first
+            hits = jnp.nan
+            if validation is not None:
+                slices = [slice(i, i + VALIDATION_BATCH) for i in range(0, len(validation[0]), VALIDATION_BATCH)]
+                right = sum(int(count_hits(run.state.variables, *(array[s] for array in validation))) for s in slices)
+                hits = right / len(validation[0])
+            done = History(run.sums.loss / batches, run.sums.accuracy / batches, jnp.float32(hits))
+            history = jax.tree.map(lambda values, value, epoch=epoch: values.at[epoch].set(value), run.history, done)
+            run = _Run(run.state, history, _no_info())
+            record = {"epoch": epoch + 1} | {name: float(value) for name, value in done._asdict().items()}
+            bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if value == value})
+            if log is not None:
+                seconds = time.perf_counter() - began
+                rate = (step - first) * batch_size / seconds
+                log(record | {"seconds": round(seconds, 2), "images_per_second": round(rate, 1)})
+            save()
+            if interrupted():
+                break
+    return run.state.variables, run.history
+
+
+def _no_info() -> TrainInfo:
+    return TrainInfo(jnp.float32(0), jnp.float32(0))
+
+
+def _make_advance(step: Callable[..., tuple[TrainState, TrainInfo]], key: Key, batch_size: int) -> Callable[..., _Run]:
+    """Several steps as one compiled loop; how many is not part of what is compiled."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def advance(
+        run: _Run,
+        images: Array,
+        labels: Array,
+        augmentation: Augmentation | None,
+        order: Array,
+        first: Array | int,
+        count: Array | int,
+    ) -> _Run:
+        def body(batch: Array, run: _Run) -> _Run:
+            augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, run.state.step))
+            rows = jax.lax.dynamic_slice(order, (batch * batch_size,), (batch_size,))
+            inputs, targets = images[rows], labels[rows]
+            if augmentation is not None:
+                inputs, targets = augmentation(augment_key, rows, inputs, targets)
+            state, info = step(dropout_key, run.state, inputs, targets)
+            return _Run(state, run.history, jax.tree.map(jnp.add, run.sums, info))
+
+        return jax.lax.fori_loop(first, first + count, body, run)
+
+    return advance
+
+
+@contextlib.contextmanager
+def _delayed_signals(wanted: bool) -> Iterator[Callable[[], bool]]:
+    """Holds SIGTERM and SIGINT back; yields a function that says whether one came; delivers it at the end."""
+    came: list[int] = []
+    # Only the main thread may change handlers; elsewhere signals do what they did.
+    if not wanted or threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(signal.Signals(came[0]))
+            sys.exit(128 + came[0])  # a handler that only took note of it must not take this for a finished training

@@ -1,0 +1,91 @@
+"""What a run will cost, before it starts: forward passes timed on this machine, times how many there will be."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from experiments import evaluation, learn
+from experiments.rundir import Run
+from rbf_jax import RBFFilters, reconstruct
+
+# A training or attack step against its forward pass alone, measured on two cores for both networks.
+STEP = 3.5
+# The paper's number of filters: how many there will be is not known before.
+FILTERS = {"mnist": 24, "cifar10": 232}
+
+
+Stage = tuple[str, float]
+"""What is to be done, and its seconds."""
+
+
+class Speeds(NamedTuple):
+    """Seconds an image of the network's forward pass, and of the reconstruction."""
+
+    forward: float
+    rebuild: float
+
+
+def _seconds(function: Any, *arguments: Any) -> float:
+    jax.block_until_ready(function(*arguments))
+    began = time.perf_counter()
+    jax.block_until_ready(function(*arguments))
+    return time.perf_counter() - began
+
+
+def speeds(run: Run, examples: learn.Data) -> Speeds:
+    """Times both on a batch, with weights and filters of the right shapes."""
+    config = run.config
+    batch = jnp.asarray(examples.test.images[: config.attack.batch_size])
+    network = learn.classifier(config)
+    variables = network.init(jax.random.key(0), batch.shape[1:])
+    forward = _seconds(jax.jit(lambda x: network.apply(variables, x)[0]), batch) / len(batch)
+    count, channels = FILTERS[config.em.rules], batch.shape[-1]
+    means = jax.random.uniform(jax.random.key(1), (count, 3, 3, channels))
+    filters = RBFFilters(means, jnp.full(count, 0.1 * channels))
+    rebuild = _seconds(jax.jit(lambda x: reconstruct(filters, x, 25.0)), batch) / len(batch)
+    return Speeds(forward, rebuild)
+
+
+def training(run: Run, examples: learn.Data, models: Sequence[str], speed: Speeds) -> list[Stage]:
+    """Filters and models that are still to be learned."""
+    config, noise, total = run.config, run.config.noise, len(examples.train.labels)
+    stages = []
+    if not (run.directory / "filters.npz").exists():
+        stages.append(("filters", 0.6 * speed.rebuild * 750 * config.em.steps))
+    for name in models:
+        if learn.weights_path(run, name).exists():
+            continue
+        front, more, bank = speed.rebuild * learn.FRONT[name], 0.0, 0.0
+        if name.endswith("plus"):
+            more = 2 * noise.count / config.train.batch_size
+            bank = noise.bank_examples * noise.bank_steps * STEP * (speed.forward + front)
+        epoch = total * (STEP * speed.forward * (1 + more) + front * more)
+        epoch += len(examples.validation.labels) * speed.forward
+        stages.append((f"training {name}, {config.train.epochs} epochs", config.train.epochs * epoch + bank))
+    return stages
+
+
+def attacking(run: Run, speed: Speeds) -> list[Stage]:
+    """Cells that are still to be attacked and scored."""
+    config, stages = run.config, []
+    for cell in evaluation.cells(config):
+        if all(evaluation.outcome_path(run, cell, form).exists() for form in cell.scored_on):
+            continue
+        seconds = cell.passes * STEP * (speed.forward + speed.rebuild * learn.FRONT[cell.model]) + speed.forward
+        if "predict" in cell.scored_on:
+            redraws = config.attack.scoring + (config.attack.selection if cell.norm else 0)
+            seconds += redraws * (config.draws * speed.forward + speed.rebuild)
+        title = " ".join(filter(None, (cell.attack, cell.norm, "on", cell.model)))
+        stages.append((f"{title}, {cell.examples} images", cell.examples * seconds))
+    return stages
+
+
+def say(stages: list[Stage]) -> str:
+    """The estimate as text."""
+    if not stages:
+        return "everything is done already"
+    lines = [f"  {seconds / 60:6.1f} min  {name}" for name, seconds in stages]
+    return "\n".join([*lines, f"  {sum(seconds for _, seconds in stages) / 60:6.1f} min  in all, roughly"])

@@ -1,0 +1,44 @@
+"""What the entry points share: their flags, the run directory, and how they fail."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from experiments import rundir
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file, :PROFILE behind it")
+WORKDIR = flags.DEFINE_string("workdir", None, "run directory (default: a folder of $WORKDIR)")
+DATA_DIR = flags.DEFINE_string("data_dir", os.environ.get("DATA_DIR") or None, "folder of the prepared data")
+
+
+def open_run() -> rundir.Run:
+    """The run directory that the flags name, with their configuration."""
+    config = CONFIG.value
+    root = Path(os.environ.get("WORKDIR") or "~/.cache/rbf_jax/runs").expanduser()
+    directory = Path(WORKDIR.value) if WORKDIR.value else root / f"{config.set}-{config.profile}"
+    return rundir.open_run(directory, config)
+
+
+def main(job: Callable[[], None]) -> None:
+    """Runs a job as a program: a failure that the user can mend is one message and exit code 2."""
+
+    def guarded(arguments: list[str]) -> None:
+        if len(arguments) > 1:
+            raise app.UsageError(f"unknown argument {arguments[1]!r}")
+        logging.set_verbosity(logging.WARNING)  # absl shows JAX's remarks on platforms that are not there
+        try:
+            job()
+        except (OSError, ValueError, FloatingPointError) as error:
+            if os.environ.get("RBF_JAX_TRACEBACK"):
+                traceback.print_exc()
+            program = Path(sys.argv[0]).stem
+            print(f"\n{program}: {error}\n(RBF_JAX_TRACEBACK=1 shows where)", file=sys.stderr)
+            sys.exit(2)
+
+    flags.mark_flag_as_required("config")
+    app.run(guarded)

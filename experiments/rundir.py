@@ -1,0 +1,58 @@
+"""The run directory: what a job was asked to do, what it did, and where it goes on when it was killed."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import rbf_jax
+from rbf_jax.files import replacing
+
+Config = Any
+"""An ml_collections.ConfigDict, whose attributes have no static types."""
+
+
+class Run(NamedTuple):
+    """A job's folder, and its configuration."""
+
+    directory: Path
+    config: Config
+
+    def log(self, record: dict[str, Any]) -> None:
+        """Adds a line to ``log.jsonl``, with the time. A stage that was killed and went on may appear twice."""
+        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | record)
+        with (self.directory / "log.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+
+def open_run(directory: Path, config: Config) -> Run:
+    """Opens a run directory, or makes it.
+
+    Raises:
+        ValueError: the directory was begun with another configuration, or its ``config.json`` is damaged.
+    """
+    path = directory / "config.json"
+    # By way of JSON, as it is compared with what is read back.
+    wanted = json.loads(json.dumps({"version": rbf_jax.__version__, "config": config.to_dict()}))
+    if not path.exists():
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(wanted, indent=1) + "\n")
+        return Run(directory, config)
+    way_out = f"Name another folder (WORKDIR=...), or remove {directory} to begin anew."
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). {way_out}") from error
+    before, now = _flat(found), _flat(wanted)
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise ValueError(f"{path} has {name} = {before.get(name)!r}, not {now.get(name)!r}. {way_out}")
+    return Run(directory, config)
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    return {
+        name: leaf for key, value in tree.items() for name, leaf in _flat(value, f"{prefix}.{key}".strip(".")).items()
+    }

@@ -1,0 +1,104 @@
+"""Augmentations: functions of a key and a batch, which a training step applies.
+
+An augmentation takes (key, rows ``(B,)`` of the training set, images ``(B, H, W, C)``, labels ``(B,)``) and returns the
+images and labels to train on, more or fewer than B. It is a ``jax.tree_util.Partial``, so that its arrays cross the
+``jit`` boundary as arguments.
+"""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from rbf_jax.checks import check_count, check_images, check_labels, check_positive
+from rbf_jax.types import Array, Key
+
+Augmentation = Callable[[Key, Array, Array, Array], tuple[Array, Array]]
+
+
+def _flip(mirrored, key, rows, images, labels):
+    coins = jax.random.bernoulli(key, shape=(rows.shape[0], 1, 1, 1))
+    return jnp.where(coins, mirrored[rows], images), labels
+
+
+def flip(mirrored: Array) -> Augmentation:
+    """Takes each image's mirrored form with probability 1/2.
+
+    Args:
+        mirrored: what a network sees of all training images when they are mirrored, ``(N, H, W, C)``. The
+            reconstruction of a mirrored image is not the mirrored reconstruction, as the filters are not symmetric.
+    """
+    return Partial(_flip, mirrored)
+
+
+@functools.cache
+def _noisy(count: int, mirror: bool) -> Callable[..., tuple[Array, Array]]:
+    # The same settings give the same function object: a Partial of it, made anew in each epoch, compiles nothing.
+    def add(std, limit, front, images, labels, bank, key, rows, inputs, targets):
+        del rows
+        chosen_key, noise_key, bank_key, mirror_key = jax.random.split(key, 4)
+        noise = jnp.clip(std * jax.random.normal(noise_key, (count, *images.shape[1:])), -limit, limit)
+        if bank is not None:
+            noise = jnp.concatenate([noise, bank[jax.random.randint(bank_key, (count,), 0, bank.shape[0])]])
+        chosen = jax.random.randint(chosen_key, noise.shape[:1], 0, images.shape[0])
+        clean = images[chosen]
+        if mirror:
+            coins = jax.random.bernoulli(mirror_key, shape=(noise.shape[0], 1, 1, 1))
+            clean = jnp.where(coins, clean[:, :, ::-1], clean)
+        noisy = jnp.clip(clean + noise, 0, 1)
+        if front is not None:
+            noisy = front(noisy)
+        return jnp.concatenate([inputs, noisy]), jnp.concatenate([targets, labels[chosen]])
+
+    return add
+
+
+def add_noisy(
+    images: Array,
+    labels: Array,
+    *,
+    std: float,
+    limit: float,
+    count: int,
+    bank: Array | None = None,
+    front: Callable[[Array], Array] | None = None,
+    mirror: bool = False,
+) -> Augmentation:
+    """Joins noisy images to each batch: ``clip(x + clip(N(0, std^2 I), -limit, limit), 0, 1)`` (CNN+ and rCNN+).
+
+    Args:
+        images: float32 ``(N, H, W, C)`` in [0, 1], all training images as they come, not rebuilt.
+        labels: int32 ``(N,)``.
+        std: standard deviation of the Gaussian noise.
+        limit: linf bound of it.
+        count: noisy images that join each batch, drawn from all N.
+        bank: adversarial noises ``(M, H, W, C)``; with it ``count`` more images join, each with one of them, paired at
+            random: the noise was made for another image.
+        front: what a network sees of an image, a ``jax.tree_util.Partial``: rCNN+'s reconstruction, None for CNN+.
+        mirror: mirror half of the images before the noise.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Reference: Section IV (rCNN+); the share of noisy images is the released code's.
+    """
+    check_images(images)
+    check_labels(labels, len(images))
+    check_positive(std, "std")
+    check_positive(limit, "limit")
+    check_count(count, "count")
+    if bank is not None and (bank.ndim != 4 or bank.shape[1:] != images.shape[1:] or len(bank) == 0):
+        raise ValueError(f"bank must have the images' shape {images.shape[1:]}, got {bank.shape}")
+    return Partial(_noisy(count, mirror), jnp.float32(std), jnp.float32(limit), front, images, labels, bank)
+
+
+def _chain(first, second, key, rows, images, labels):
+    first_key, second_key = jax.random.split(key)
+    return second(second_key, rows, *first(first_key, rows, images, labels))
+
+
+def chain(first: Augmentation, second: Augmentation) -> Augmentation:
+    """One after the other; the second sees the batch that the first returned."""
+    return Partial(_chain, first, second)

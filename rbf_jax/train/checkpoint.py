@@ -1,0 +1,169 @@
+"""Checkpoints of training, by orbax, and the weights of finished models."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rbf_jax.files import replacing
+from rbf_jax.models.classifier import Variables
+
+KEEP = 2
+
+
+def _digest(tree: Any) -> str:
+    sha = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        sha.update(np.ascontiguousarray(leaf).data)
+    return sha.hexdigest()
+
+
+@contextlib.contextmanager
+def _checkpointer(directory: Path) -> Iterator[Any]:
+    from orbax.checkpoint import v1  # a second of import time, which `import rbf_jax` shall not cost
+
+    training: Any = v1.training
+    # What a killed process left half-written is removed at the next opening.
+    latest = training.preservation_policies.LatestN(KEEP)
+    with training.Checkpointer(directory, preservation_policy=latest, cleanup_tmp_directories=True) as opened:
+        yield opened
+
+
+def save(directory: str | Path, step: int, tree: Any, settings: dict[str, Any]) -> None:
+    """Writes a checkpoint, whole or not at all; the last two stay.
+
+    Args:
+        directory: of all checkpoints of one training.
+        step: number of the checkpoint, above the last one's.
+        tree: a pytree of arrays.
+        settings: what the training is determined by besides; JSON values.
+
+    Raises:
+        OSError: the checkpoint cannot be written; those before it stay.
+    """
+    directory = Path(directory).absolute()
+    metadata = {"settings": settings, "sha256": _digest(tree)}
+    try:
+        with _checkpointer(directory) as opened:
+            opened.save(step, tree, custom_metadata=metadata)
+    except Exception as error:  # of any class: tensorstore reports a full disk as ValueError
+        reason = f"cannot write checkpoint {directory / str(step)} ({_first_line(error)})"
+        raise OSError(f"{reason}. Make room there; the same command goes on from the checkpoint before it") from error
+
+
+def restore(directory: str | Path, template: Any, settings: dict[str, Any]) -> Any | None:
+    """Reads the last checkpoint.
+
+    Args:
+        directory: of all checkpoints of one training.
+        template: a pytree of arrays of the same structure, shapes and dtypes.
+        settings: must equal those it was saved with.
+
+    Returns:
+        The pytree; None where there is no checkpoint.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or of another training.
+    """
+    directory = Path(directory).absolute()
+    if not directory.exists():
+        return None
+    if not directory.is_dir():
+        raise ValueError(f"{directory} must be a folder of checkpoints, it is a file: remove it or name another folder")
+    with _checkpointer(directory) as opened:
+        if opened.latest is None:
+            return None
+        path = directory / str(opened.latest.step)
+        way_out = (
+            f"Remove {path} to go on from the checkpoint before it, or {directory} to begin anew, or name another "
+            "folder (WORKDIR)."
+        )
+        metadata = opened.metadata().custom_metadata or {}
+        saved = metadata.get("settings")
+        if saved is None:
+            raise ValueError(f"checkpoint {path} is damaged or not of this package. {way_out}")
+        differing = [name for name in settings if saved.get(name) != settings[name]]
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"checkpoint {path} is of another training: its {name} is {saved.get(name)!r}, not {settings[name]!r}. "
+                + way_out
+            )
+        # asyncio prints orbax's inner errors besides.
+        level = logging.getLogger("asyncio").level
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        try:
+            tree = opened.load(None, template)
+        except Exception as error:  # of any class, down to tensorstore's
+            raise ValueError(f"checkpoint {path} cannot be read ({_first_line(error)}). {way_out}") from error
+        finally:
+            logging.getLogger("asyncio").setLevel(level)
+    if _digest(tree) != metadata["sha256"]:
+        raise ValueError(f"checkpoint {path} is damaged: its arrays are not those that were saved. {way_out}")
+    return tree
+
+
+def _first_line(error: BaseException) -> str:
+    while error.__cause__ is not None:  # the innermost says what happened
+        error = error.__cause__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}" if str(error) else type(error).__name__
+
+
+def save_weights(path: str | Path, variables: Variables, recipe: dict[str, Any]) -> Variables:
+    """Writes a finished model as float16 ``.npz``.
+
+    Args:
+        path: the file.
+        variables: nested dictionaries of float arrays.
+        recipe: how it was trained and what it reached; JSON values.
+
+    Returns:
+        The variables as they are read back: rounded to float16, as float32. Evaluate these, so that the file holds the
+        model that was measured.
+
+    Raises:
+        ValueError: a weight beyond float16's range.
+    """
+    flat = jax.tree_util.tree_flatten_with_path(variables)[0]
+    with np.errstate(over="ignore"):
+        half: dict[str, Any] = {"/".join(key.key for key in path): np.asarray(x, np.float16) for path, x in flat}
+    for name, value in half.items():
+        if not np.isfinite(value).all():
+            raise ValueError(f"variables must be finite in float16, {name} is not")
+    with replacing(path) as temporary:
+        np.savez_compressed(temporary, recipe=np.array(json.dumps(recipe)), **half)
+    return load_weights(path)[0]
+
+
+def load_weights(path: str | Path) -> tuple[Variables, dict[str, Any]]:
+    """Reads what `save_weights` wrote.
+
+    Returns:
+        The variables, float32, and the recipe.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged or something else.
+    """
+    try:
+        with np.load(path) as file:
+            flat = {name: np.asarray(file[name], np.float32) for name in file.files if name != "recipe"}
+            recipe = json.loads(str(file["recipe"]))
+    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is damaged or no file of weights ({error}): remove it") from error
+    variables: Variables = {}
+    for name, value in flat.items():
+        *folders, last = name.split("/")
+        inner = variables
+        for folder in folders:
+            inner = inner.setdefault(folder, {})
+        inner[last] = jnp.asarray(value)
+    return variables, recipe
