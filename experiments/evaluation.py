@@ -4,9 +4,9 @@ Attacks without noise are crafted on the ``static`` form and scored on ``static`
 noisy draws, fresh noise). BPDA + EoT is crafted on ``bpda``, which sees noise, and scored on ``predict``.
 """
 
-import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from experiments.learn import FRONT, Examples
 from experiments.provenance import provenance
 from experiments.rundir import Config, Run
 from rbf_jax import attacks, evaluate
-from rbf_jax.evaluate import Outcomes
+from rbf_jax.evaluate import Outcomes, Parts
 from rbf_jax.types import Attack, AttackResult, LogitsFn
 
 NORMS = {"linf": attacks.Linf, "l2": attacks.L2}
@@ -99,47 +99,68 @@ def craft(run: Run, examples: Examples, cell: Cell, logits_fn: LogitsFn) -> Atta
         examples.labels[rows],
         rows=rows,
         batch_size=run.config.attack.batch_size,
-        parts=run.directory / "attacks" / cell.name,
+        parts=crafted_in(run, cell),
         progress=f"{cell.attack} {cell.norm} {cell.epsilon:g} on {cell.model}",
     )
 
 
-def outcome_path(run: Run, cell: Cell, form: str) -> Any:
+def crafted_in(run: Run, cell: Cell) -> Parts:
+    """Where the adversarial images of a cell are kept."""
+    return Parts(run.directory / "attacks" / cell.name, cell._asdict())
+
+
+def outcome_path(run: Run, cell: Cell, form: str) -> Path:
     """Where the outcomes of a cell under one form lie."""
     return run.directory / "ledger" / f"{cell.name}-{form}.npz"
 
 
-def evaluate_cell(run: Run, examples: Examples, cell: Cell, forms: dict[str, LogitsFn]) -> list[Outcomes]:
-    """Crafts and scores a cell; one ledger for each form that scores it."""
-    config, began = run.config, time.perf_counter()
-    missing = [form for form in cell.scored_on if not outcome_path(run, cell, form).exists()]
-    if missing:
-        rows = drawn(config, cell.examples)
-        crafted = craft(run, examples, cell, forms[cell.crafted_on]).images if cell.norm else examples.images[rows]
-        for form in missing:
-            redraws = (config.attack.selection, config.attack.scoring) if form == "predict" else (0, 1)
-            if cell.attack == "clean":
-                redraws = (0, redraws[1])  # nothing to select
-            # Not the attack's key: a prediction is made under fresh noise.
-            survived = evaluate.survival(
-                jax.random.key(config.seed + 2),
-                forms[form],
-                crafted,
-                examples.labels[rows],
-                redraws=sum(redraws),
-                rows=rows,
-                batch_size=config.attack.batch_size,
-                parts=run.directory / "attacks" / f"{cell.name}-{form}",
-                progress=f"scoring it on {cell.model}, {form}",
-            )
-            facts = provenance() | {
-                **{"model": cell.model, "attack": cell.attack, "norm": cell.norm, "epsilon": cell.epsilon},
-                **{"crafted_on": cell.crafted_on, "scored_on": form, "passes": cell.passes},
-                **{"profile": config.profile, "seed": config.seed, "weights": evaluate.fingerprint(forms[form])},
-                # Crafting and scoring; only this process's where a killed run went on.
-                "seconds": round(time.perf_counter() - began, 1),
-            }
-            selection, scoring = np.split(survived, [redraws[0]])
-            evaluate.save_outcomes(outcome_path(run, cell, form), Outcomes(rows, selection, scoring, facts))
-            run.log({"stage": "evaluate", "cell": cell.name, "form": form, "accuracy": float(scoring.mean())} | facts)
-    return [evaluate.load_outcomes(outcome_path(run, cell, form)) for form in cell.scored_on]
+def evaluate_cell(run: Run, examples: Examples, cell: Cell, forms: dict[str, LogitsFn]) -> None:
+    """Crafts and scores a cell; one ledger for each form that scores it.
+
+    Raises:
+        ValueError: a ledger that is there already is of other weights.
+    """
+    for form in cell.scored_on:
+        path, weights = outcome_path(run, cell, form), evaluate.fingerprint(forms[form])
+        if not path.exists():
+            evaluate.save_outcomes(path, _outcomes(run, examples, cell, form, forms, weights))
+        elif evaluate.load_outcomes(path).facts["weights"] != weights:
+            raise ValueError(f"{path} is of other weights. Remove {run.directory / 'ledger'} to evaluate these")
+
+
+def _outcomes(
+    run: Run, examples: Examples, cell: Cell, form: str, forms: dict[str, LogitsFn], weights: str
+) -> Outcomes:
+    config, rows = run.config, drawn(run.config, cell.examples)
+    images = craft(run, examples, cell, forms[cell.crafted_on]).images if cell.norm else examples.images[rows]
+    selection, scoring = (config.attack.selection, config.attack.scoring) if form == "predict" else (0, 1)
+    if cell.attack == "clean":
+        selection = 0  # nothing to select
+    parts = Parts(run.directory / "attacks" / f"{cell.name}-{form}", cell._asdict() | {"form": form})
+    survived = evaluate.survival(
+        jax.random.key(config.seed + 2),  # not the attack's: a prediction is made under fresh noise
+        forms[form],
+        images,
+        examples.labels[rows],
+        redraws=selection + scoring,
+        rows=rows,
+        batch_size=config.attack.batch_size,
+        parts=parts,
+        progress=f"  scored on {form}" if cell.norm else f"clean on {cell.model}, {form}",
+    )
+    facts = provenance() | {
+        "profile": config.profile,
+        "seed": config.seed,
+        "model": cell.model,
+        "attack": cell.attack,
+        "norm": cell.norm,
+        "epsilon": cell.epsilon,
+        "crafted_on": cell.crafted_on,
+        "scored_on": form,
+        "gradient passes": cell.passes,
+        "weights": weights,
+        "crafting seconds": round(crafted_in(run, cell).seconds(), 1) if cell.norm else 0.0,
+        "scoring seconds": round(parts.seconds(), 1),
+    }
+    run.log({"stage": "evaluate", "cell": cell.name, "form": form, "accuracy": survived[selection:].mean()} | facts)
+    return Outcomes(rows, survived[:selection], survived[selection:], facts)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from experiments import evaluation
-from experiments.learn import Examples
+from experiments.learn import FRONT, Examples
 from experiments.rundir import Config, Run
 from rbf_jax import PRESETS, plots, reconstruct, saliency
 from rbf_jax.rbf import RBFFilters
@@ -16,25 +16,15 @@ SHOWN = slice(0, 8)
 
 
 def sections(run: Run, test: Examples, filters: RBFFilters, forms: dict[str, dict[str, LogitsFn]]) -> list[Any]:
-    """Heading, text, figure and description of each; those of attacked images need an rCNN among the models."""
+    """Heading, text, figure and description of each; those of attacked images need a defended model under PGD."""
     config, count = run.config, len(filters.variances)
     rebuilt = jax.jit(lambda images: reconstruct(filters, images, PRESETS[config.preset].test))
-    cell = next(
-        cell
-        for cell in evaluation.cells(config)
-        if (cell.model, cell.norm) == ("rcnn", "linf") and "PGD" in cell.attack
-    )
-    rows = evaluation.drawn(config, cell.examples)
-    clean, labels = test.images[rows], test.labels[rows]
-    attacked = np.asarray(evaluation.craft(run, test, cell, forms["rcnn"]["static"]).images)
+    gradients = jax.jit(saliency.loss_gradients)
+    clean, labels = test.images[SHOWN], test.labels[SHOWN]
     maps = {
-        name: np.asarray(
-            jax.jit(saliency.loss_gradients)(jax.random.key(0), model["static"], clean[SHOWN], labels[SHOWN])
-        )
-        for name, model in forms.items()
+        name: np.asarray(gradients(jax.random.key(0), model["static"], clean, labels)) for name, model in forms.items()
     }
-    before, after = distances(config, clean, attacked, rebuilt)
-    return [
+    found: list[Any] = [
         (
             "The filters (Fig. 2)",
             f"The EM found {count} filters, templates of 3x3 patches. Every image is rebuilt from them.",
@@ -42,8 +32,29 @@ def sections(run: Run, test: Examples, filters: RBFFilters, forms: dict[str, dic
             f"{count} filter means",
         ),
         (
+            "Loss gradients (Fig. 5)",
+            "Gradient of each image's loss with respect to its pixels, for each model without noise.",
+            plots.saliency(clean, maps),
+            "loss gradients of the models",
+        ),
+    ]
+    for cell in evaluation.cells(config):
+        if FRONT[cell.model] and cell.attack.startswith("PGD"):
+            rows = evaluation.drawn(config, cell.examples)
+            attacked = evaluation.craft(run, test, cell, forms[cell.model]["static"]).images
+            return found + _attacked(config, cell, test.images[rows], np.asarray(attacked), rebuilt)
+    return found
+
+
+def _attacked(
+    config: Config, cell: evaluation.Cell, clean: np.ndarray, attacked: np.ndarray, rebuilt: Any
+) -> list[Any]:
+    before, after = distances(config, clean, attacked, rebuilt)
+    return [
+        (
             "Originals and reconstructions",
-            "Clean test images and images attacked on the rCNN (PGD, linf), each above its static reconstruction.",
+            f"Clean test images and images attacked on {cell.model} ({cell.attack}, {cell.norm}), each above its "
+            "static reconstruction.",
             plots.image_rows(
                 {
                     "clean": clean[SHOWN],
@@ -61,12 +72,6 @@ def sections(run: Run, test: Examples, filters: RBFFilters, forms: dict[str, dic
             "Claim 1 of the paper says that it brings them closer.",
             plots.reconstruction_distances(before, after),
             "distances before and after reconstruction in three norms",
-        ),
-        (
-            "Loss gradients (Fig. 5)",
-            "Gradient of each image's loss with respect to its pixels, for each model without noise.",
-            plots.saliency(clean[SHOWN], maps),
-            "loss gradients of the models",
         ),
     ]
 

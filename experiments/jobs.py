@@ -9,7 +9,8 @@ from pathlib import Path
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import rundir
+from experiments import learn, rundir
+from rbf_jax import checks
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file, :PROFILE behind it")
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory (default: a folder of $WORKDIR)")
@@ -19,6 +20,8 @@ DATA_DIR = flags.DEFINE_string("data_dir", os.environ.get("DATA_DIR") or None, "
 def open_run() -> rundir.Run:
     """The run directory that the flags name, with their configuration."""
     config = CONFIG.value
+    for name in config.models:
+        checks.check_choice(name, "config.models", tuple(learn.FRONT))
     root = Path(os.environ.get("WORKDIR") or "~/.cache/rbf_jax/runs").expanduser()
     directory = Path(WORKDIR.value) if WORKDIR.value else root / f"{config.set}-{config.profile}"
     return rundir.open_run(directory, config)

@@ -15,7 +15,7 @@ from experiments.provenance import provenance
 from experiments.rundir import Config, Run
 from rbf_jax import PRESETS, Defense, attacks, data, defend, em, evaluate, models, rbf, reconstruct, train
 from rbf_jax.data import Split
-from rbf_jax.files import replacing
+from rbf_jax.files import read_npz, replacing
 from rbf_jax.models.classifier import Variables
 from rbf_jax.rbf import RBFFilters
 from rbf_jax.types import Array, LogitsFn
@@ -85,11 +85,12 @@ def weights_path(run: Run, name: str) -> Path:
 
 def train_model(run: Run, examples: Data, filters: RBFFilters, name: str) -> Variables:
     """A trained network, from its file of weights if it is finished."""
-    config, path = run.config, weights_path(run, name)
+    config, path, made_for = run.config, weights_path(run, name), evaluate.fingerprint(filters)
     if path.exists():
-        return train.load_weights(path)[0]
-    if name not in FRONT:
-        raise ValueError(f"model must be one of {', '.join(FRONT)}, got {name!r}")
+        variables, recipe = train.load_weights(path)
+        if recipe.get("filters") != made_for:
+            raise ValueError(f"{path} was trained with other filters. Remove {run.directory} to begin anew")
+        return variables
     beta1 = jnp.float32(PRESETS[config.preset].train)
     front = Partial(reconstruct, filters, beta1=beta1) if FRONT[name] else None
     # Without noise in training, reconstructions are the same in every epoch: they are computed once.
@@ -97,20 +98,17 @@ def train_model(run: Run, examples: Data, filters: RBFFilters, name: str) -> Var
     inputs, validation = see(examples.train.images), see(examples.validation.images)
     images, labels = jnp.asarray(examples.train.images), jnp.asarray(examples.train.labels)
     mirrored = see(jnp.flip(images, 2)) if config.train.flips else None
-    records: dict[int, dict[str, Any]] = {}
 
     def augment(epoch: int, variables: Variables) -> train.Augmentation | None:
         parts = [] if mirrored is None else [train.flip(mirrored)]
         if name.endswith("plus"):
             noise = config.noise
-            bank = noise_bank(run, examples, filters, name, variables) if epoch >= noise.bank_epoch else None
+            bank = None
+            if epoch >= noise.bank_epoch:
+                bank = noise_bank(run, examples, filters, name, variables, make=epoch == noise.bank_epoch)
             settings: dict[str, Any] = {"std": noise.std, "limit": noise.limit, "count": noise.count}
             parts.append(train.add_noisy(images, labels, bank=bank, front=front, mirror=config.train.flips, **settings))
         return None if not parts else parts[0] if len(parts) == 1 else train.chain(*parts)
-
-    def log(record: dict[str, Any]) -> None:
-        records[record["epoch"]] = record
-        run.log({"stage": "train", "model": name} | record)
 
     variables, history = train.fit(
         jax.random.key(config.seed),
@@ -123,24 +121,28 @@ def train_model(run: Run, examples: Data, filters: RBFFilters, name: str) -> Var
         augment=augment,
         validation=(validation, jnp.asarray(examples.validation.labels)),
         checkpoints=run.directory / "checkpoints" / name,
-        log=log,
+        log=lambda record: run.log({"stage": "train", "model": name} | record),
         progress=f"training {name}",
     )
+    seconds = [r["seconds"] for r in run.records() if (r.get("stage"), r.get("model")) == ("train", name)]
     recipe = provenance() | {
         "model": name,
+        "filters": made_for,
         "config": config.to_dict(),
         "history": {key: [round(float(x), 4) for x in values] for key, values in history._asdict().items()},
-        # Of the epochs that this process trained; fewer than all where the run went on from a checkpoint.
-        "epochs timed": len(records),
-        "seconds an epoch": round(float(np.mean([r["seconds"] for r in records.values()])), 1) if records else None,
+        "seconds an epoch": round(float(np.median(seconds)), 1),
     }
     return train.save_weights(path, variables, recipe)
 
 
-def noise_bank(run: Run, examples: Data, filters: RBFFilters, name: str, variables: Variables) -> Array:
+def noise_bank(run: Run, examples: Data, filters: RBFFilters, name: str, variables: Variables, *, make: bool) -> Array:
     """Adversarial noises of training images, made once by the model of the epoch in which they are first needed."""
-    path, config = run.directory / "models" / f"{name}-bank.npz", run.config
+    folder, config = run.directory / "models", run.config
+    path = folder / f"{name}-bank.npz"
+    way_out = f"Remove {run.directory / 'checkpoints' / name} and {folder / name}-bank* to train the model again"
     if not path.exists():
+        if not make:
+            raise ValueError(f"{path} is gone, and the model that made it has been trained on since. {way_out}")
         count, began = min(config.noise.bank_examples, len(examples.train.labels)), time.perf_counter()
         # Through the front end of the test: that of training is so sharp that most of its gradients vanish.
         images, labels = examples.train.images[:count], examples.train.labels[:count]
@@ -151,14 +153,13 @@ def noise_bank(run: Run, examples: Data, filters: RBFFilters, name: str, variabl
             images,
             labels,
             batch_size=config.attack.batch_size,
-            parts=run.directory / "models" / f"{name}-bank",
+            parts=evaluate.Parts(folder / f"{name}-bank", {"noise": config.noise.to_dict()}),
             progress=f"noise bank of {name}",
         )
         with replacing(path) as temporary:
             np.savez(temporary, noise=result.images - images)
         run.log({"stage": "bank", "model": name, "count": count, "seconds": round(time.perf_counter() - began, 1)})
-    with np.load(path) as file:
-        return jnp.asarray(file["noise"])
+    return jnp.asarray(read_npz(path, "a noise bank", way_out)["noise"])
 
 
 def optimizer(config: Config, examples: int) -> optax.GradientTransformation:
@@ -177,7 +178,7 @@ def optimizer(config: Config, examples: int) -> optax.GradientTransformation:
 
 
 def forms(config: Config, filters: RBFFilters, name: str, variables: Variables) -> dict[str, LogitsFn]:
-    """The forms in which a model is attacked and scored: ``static``; of a defence ``draw``, ``bpda``, ``predict`` too."""
+    """The forms in which a model is attacked and scored: ``static``; of a defence ``draw``, ``bpda``, ``predict``."""
     logits_fn = models.logits_fn(classifier(config), variables)
     if not FRONT[name]:
         return {"static": logits_fn}

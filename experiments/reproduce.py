@@ -81,11 +81,15 @@ def describe(run: Run, filters: int) -> dict[str, Any]:
 def publish(run: Run) -> None:
     """Copies what lasts into ``results/SET/``: ledger, filters, weights, job; then the tables."""
     directory = ROOT / "results" / run.config.set
-    wanted = [Path("job.json"), Path("filters.npz")]
-    wanted += [path.relative_to(run.directory) for path in run.directory.glob("ledger/*.npz")]
-    if run.config.network == "cnn":  # VGG-16's 30 MB are published once, by hand
+    wanted = [Path("filters.npz")]
+    wanted += [path.relative_to(run.directory) for path in sorted(run.directory.glob("ledger/[!.]*.npz"))]
+    if run.config.network == "cnn":  # VGG-16's weights are too large for a repository
         wanted += [Path("models") / f"{name}.npz" for name in run.config.models]
-    for path in wanted:
+    # The ledger of a run before, with other attacks or weights, must not mix with this one.
+    for path in directory.glob("ledger/*.npz"):
+        if path.relative_to(directory) not in wanted:
+            path.unlink()
+    for path in [*wanted, Path("job.json")]:
         with replacing(directory / path) as temporary:
             shutil.copyfile(run.directory / path, temporary)
     tables.write_results(directory, run.config.set)

@@ -47,6 +47,9 @@ def paper_number(data_set: str, model: str, form: str, attack: str, norm: str, e
 def make_rows(data_set: str, ledger: Iterable[Outcomes]) -> list[dict[str, Any]]:
     """One record for each cell, then each model's worst case over the attacks of one norm."""
     ledger = list(ledger)
+    weights = {(o.facts["model"], o.facts["scored_on"], o.facts["weights"]) for o in ledger}
+    if len(weights) > len({key[:2] for key in weights}):
+        raise ValueError(f"the ledger of {data_set} holds several weights of one model: remove the older ones")
     rows = [_row(data_set, outcomes.facts, outcomes.scoring) for outcomes in ledger]
     groups: dict[tuple[Any, ...], list[Outcomes]] = {}
     for outcomes in ledger:
@@ -64,9 +67,9 @@ def make_rows(data_set: str, ledger: Iterable[Outcomes]) -> list[dict[str, Any]]
         scoring = np.stack([o.scoring[:, at] for o, at in zip(group, seen, strict=True)])
         selection = np.stack([o.selection[:, at] for o, at in zip(group, seen, strict=True)])
         survived = evaluate.worst_case(selection if selection.shape[1] else scoring, scoring)
-        seconds = sum(outcomes.facts["seconds"] for outcomes in group)
-        facts = group[-1].facts | {"attack": WORST, "crafted_on": "", "seconds": round(seconds, 1)}
-        rows.append(_row(data_set, facts, survived))
+        shared = ("commit", "device", "cores", "jax", "profile", "seed", "weights", "model", "scored_on")
+        facts = {key: value for key, value in group[-1].facts.items() if key in (*shared, "norm", "epsilon")}
+        rows.append(_row(data_set, facts | {"attack": WORST}, survived))
     return rows
 
 
@@ -133,7 +136,7 @@ def note(config: dict[str, Any]) -> str:
 
 def read_ledger(directory: Path) -> list[Outcomes]:
     """All ledgers of a folder."""
-    return [evaluate.load_outcomes(path) for path in sorted(directory.glob("*.npz"))]
+    return [evaluate.load_outcomes(path) for path in sorted(directory.glob("[!.]*.npz"))]
 
 
 def page(job: dict[str, Any], rows: list[dict[str, Any]]) -> str:
@@ -151,7 +154,10 @@ def page(job: dict[str, Any], rows: list[dict[str, Any]]) -> str:
         for name, recipe in job["models"].items()
     ]
     commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
-    seconds = sum(row["seconds"] for row in rows if row["attack"] != WORST)
+    crafting = {
+        (r["model"], r["attack"], r["norm"], r["epsilon"]): r["crafting seconds"] for r in rows if r["attack"] != WORST
+    }
+    seconds = sum(crafting.values()) + sum(row.get("scoring seconds", 0) for row in rows)
     origin = (
         f"Profile {config['profile']}, seed {config['seed']}, commit {commits}, {job['device']}, {job['cores']} cores, "
         f"jax {job['jax']}; {job['filters']} filters; attacks and scoring took {seconds:.0f} s."

@@ -1,5 +1,6 @@
 """The run directory: what a job was asked to do, what it did, and where it goes on when it was killed."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -21,8 +22,20 @@ class Run(NamedTuple):
     def log(self, record: dict[str, Any]) -> None:
         """Adds a line to ``log.jsonl``, with the time. A stage that was killed and went on may appear twice."""
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | record)
-        with (self.directory / "log.jsonl").open("a") as file:
-            file.write(line + "\n")
+        path = self.directory / "log.jsonl"
+        try:
+            with path.open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise OSError(error.errno, f"cannot write {path} ({error.strerror}): make room there") from error
+
+    def records(self) -> list[dict[str, Any]]:
+        """The lines of ``log.jsonl``; one that a kill cut short is left out."""
+        found = []
+        for line in (self.directory / "log.jsonl").read_text().splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
+                found.append(json.loads(line))
+        return found
 
 
 def open_run(directory: Path, config: Config) -> Run:

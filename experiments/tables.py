@@ -33,11 +33,18 @@ def _flat(record: dict[str, Any], prefix: str = "") -> list[dict[str, str]]:
 
 def write_results(directory: Path, data_set: str) -> list[dict[str, Any]]:
     """Writes ``results.json`` and ``README.md`` of a folder with ``job.json`` and ``ledger/``; returns the rows."""
-    job = json.loads((directory / "job.json").read_text())
+    job = _read(directory / "job.json")
     rows = results.make_rows(data_set, results.read_ledger(directory / "ledger"))
     _write(directory / "results.json", json.dumps(job | {"rows": rows}, indent=1) + "\n")
     _write(directory / "README.md", results.page(job, rows))
     return rows
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}): publish it again") from error
 
 
 def _write(path: Path, text: str) -> None:
@@ -60,7 +67,7 @@ def main(folder: Path = ROOT / "results") -> None:
     for job in sorted(folder.glob("*/job.json")):
         write_results(job.parent, job.parent.name)
         print(job.parent / "README.md")
-    benchmarks = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("benchmarks/*.json"))}
+    benchmarks = {path.stem: _read(path) for path in sorted(folder.glob("benchmarks/[!.]*.json"))}
     if benchmarks:
         path = folder / "benchmarks" / "README.md"
         _write(path, benchmark_table(benchmarks))

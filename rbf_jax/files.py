@@ -1,4 +1,4 @@
-"""Writing files so that nothing is ever half-written."""
+"""Files that are never half-written, and damaged ones that are refused with a way out."""
 
 import contextlib
 import os
@@ -6,21 +6,58 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Gives a temporary name beside ``path`` to write to; renames it to ``path`` at the end, removes it on an error."""
+    """Gives a temporary name beside ``path`` to write to; renames it to ``path`` at the end, removes it on an error.
+
+    A killed process may leave a temporary file; its name begins with a dot.
+
+    Raises:
+        OSError: the file cannot be written: no room, no right; what was there before stays.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=f".tmp{path.suffix}")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=f".tmp{path.suffix}")
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         # mkstemp makes files that only their owner may read; give the mode that an ordinary open() would have.
         mask = os.umask(0)
         os.umask(mask)
         temporary.chmod(0o666 & ~mask)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is None:  # not the system's
+            raise
+        reason = f"cannot write {path} ({error.strerror}): make room there or name another folder"
+        raise OSError(error.errno, f"{reason}. What was there before stays") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def read_npz(path: str | os.PathLike[str], kind: str, way_out: str) -> dict[str, np.ndarray]:
+    """Reads all arrays of an ``.npz`` file.
+
+    Args:
+        path: the file.
+        kind: what the file should be, as the message says it: "a filter file".
+        way_out: what to do where it is damaged; ends the message.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged or something else.
+    """
+    try:
+        # Opened here: NumPy leaves a file that it cannot read open.
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # zipfile, zlib, tokenize and NumPy itself: damaged bytes raise a dozen classes
+        raise ValueError(f"{path} is not {kind}, or damaged: {error}. {way_out}") from error

@@ -2,9 +2,6 @@
 
 import math
 import os
-import zipfile
-import zlib
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -12,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rbf_jax.checks import check_choice, check_positive, is_concrete, value_range
-from rbf_jax.files import replacing
+from rbf_jax.files import read_npz, replacing
 from rbf_jax.patches import patch_grid
 from rbf_jax.types import Array
 
@@ -170,27 +167,12 @@ def load(path: str | os.PathLike[str]) -> RBFFilters:
         FileNotFoundError: no such file.
         ValueError: not a filter file, or filters out of range.
     """
-    path = Path(path)
+    kind = "a filter file (.npz with 'means' (K, h, w, C) and 'variances' (K,))"
+    stored = read_npz(path, kind, "Fit the filters again")
     try:
-        # Opened here: NumPy leaves a file that it cannot read open.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-            means, variances = (jnp.asarray(stored[key], jnp.float32) for key in ("means", "variances"))
-    except FileNotFoundError:
-        raise
-    # What NumPy and zipfile raise on damaged files; NotImplementedError is an unknown version of the zip format.
-    except (
-        OSError,
-        KeyError,
-        ValueError,
-        TypeError,
-        EOFError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise ValueError(
-            f"{path} is not a filter file (.npz with 'means' (K, h, w, C) and 'variances' (K,)): {error}"
-        ) from error
+        means, variances = (jnp.asarray(stored[key], jnp.float32) for key in ("means", "variances"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not {kind}: {error}") from error
     filters = RBFFilters(means, variances)
     try:
         check_filters(filters)

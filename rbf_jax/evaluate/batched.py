@@ -1,7 +1,6 @@
 """Models and attacks over whole data sets, in batches of one shape, so that nothing is compiled twice."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rbf_jax.checks import check_count, check_images, check_key, check_labels
-from rbf_jax.evaluate.ledger import fingerprint, kept, open_parts
+from rbf_jax.evaluate.ledger import Parts, fingerprint
 from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn
 
 
@@ -20,12 +19,12 @@ def _in_batches(
     arrays: tuple[Array, ...],
     batch_size: int,
     progress: str | None,
-    parts: str | Path | None = None,
+    parts: Parts | None = None,
     inputs: Any = (),
 ) -> tuple[np.ndarray, ...]:
     """Applies function (rows, *slices) -> arrays ``(B, ...)`` batch by batch, and joins what comes out.
 
-    The last batch is filled up with its last example, then cut. With a folder of parts every batch is kept there.
+    The last batch is filled up with its last example, then cut. With parts every batch is kept there.
     """
     total = len(arrays[0])
     rows = np.arange(total) if rows is None else np.asarray(rows)
@@ -33,7 +32,8 @@ def _in_batches(
         raise ValueError(f"rows must be the {total} examples' indices, got shape {rows.shape}")
     check_count(batch_size, "batch_size")
     size = min(batch_size, total)
-    folder = None if parts is None else open_parts(parts, fingerprint(inputs, rows, arrays), size)
+    if parts is not None:
+        parts.open(fingerprint(inputs, rows, arrays), size)
 
     def compute(start: int) -> tuple[np.ndarray, ...]:
         taken = np.minimum(np.arange(start, start + size), total - 1)
@@ -43,7 +43,7 @@ def _in_batches(
     done = []
     with tqdm(total=total, desc=progress, unit="image", disable=progress is None) as bar:
         for start in range(0, total, size):
-            done.append(kept(folder, start, lambda start=start: compute(start)))
+            done.append(compute(start) if parts is None else parts.kept(start, lambda start=start: compute(start)))
             bar.update(min(size, total - start))
     return tuple(np.concatenate(arrays) for arrays in zip(*done, strict=True))
 
@@ -93,7 +93,7 @@ def run_attack(
     *,
     rows: Array | None = None,
     batch_size: int = 100,
-    parts: str | Path | None = None,
+    parts: Parts | None = None,
     progress: str | None = None,
 ) -> AttackResult:
     """An attack on many images.
@@ -106,7 +106,7 @@ def run_attack(
         labels: int32 ``(N,)``.
         rows: the examples' indices in their data set, ``(N,)``; None for 0 to N - 1.
         batch_size: images at a time.
-        parts: folder that keeps the finished batches of this attack, so that a run that was stopped goes on.
+        parts: where finished batches are kept, so that a run that was stopped goes on; None for nowhere.
         progress: what the progress bar is called; None for no bar.
 
     Returns:
@@ -149,7 +149,7 @@ def survival(
     redraws: int,
     rows: Array | None = None,
     batch_size: int = 100,
-    parts: str | Path | None = None,
+    parts: Parts | None = None,
     progress: str | None = None,
 ) -> np.ndarray:
     """Which images a model classifies rightly, under several redraws of its noise.
@@ -162,7 +162,7 @@ def survival(
         redraws: how many; 1 for a deterministic model.
         rows: the examples' indices in their data set, ``(N,)``; None for 0 to N - 1.
         batch_size: images at a time.
-        parts: folder that keeps the finished batches, so that a run that was stopped goes on.
+        parts: where finished batches are kept, so that a run that was stopped goes on; None for nowhere.
         progress: what the progress bar is called; None for no bar.
 
     Returns:

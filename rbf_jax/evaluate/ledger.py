@@ -6,7 +6,7 @@ each attacked model, its outcomes packed into bits.
 
 import hashlib
 import json
-import zipfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rbf_jax.files import replacing
-
-_UNREADABLE = (KeyError, ValueError, EOFError, OSError, zipfile.BadZipFile)
+from rbf_jax.files import read_npz, replacing
 
 
 class Outcomes(NamedTuple):
@@ -47,56 +45,62 @@ def fingerprint(*trees: Any) -> str:
     return sha.hexdigest()
 
 
-def open_parts(directory: str | Path, inputs: str, batch_size: int) -> Path:
-    """Opens the folder that keeps the batches of one computation.
+class Parts(NamedTuple):
+    """Where the finished batches of one computation are kept, so that a run that was stopped goes on.
 
-    Args:
+    Attributes:
         directory: the folder, made where it is missing.
-        inputs: fingerprint of what the computation depends on.
-        batch_size: examples in a batch.
-
-    Raises:
-        ValueError: the folder holds batches of another computation.
+        facts: what the computation is besides its arrays: attack, budget, form of the model; JSON values. Batches of
+            other facts or other arrays are refused.
     """
-    directory = Path(directory)
-    facts = {"inputs": inputs, "batch_size": batch_size}
-    path = directory / "inputs.json"
-    if path.exists():
+
+    directory: Path
+    facts: dict[str, Any]
+
+    def open(self, inputs: str, batch_size: int) -> None:
+        """Makes the folder, or checks it.
+
+        Args:
+            inputs: fingerprint of the arrays that the computation depends on.
+            batch_size: examples in a batch.
+
+        Raises:
+            ValueError: the folder holds batches of another computation.
+        """
+        path = self.directory / "inputs.json"
+        wanted = json.loads(json.dumps({"facts": self.facts, "arrays": inputs, "batch_size": batch_size}))
+        if not path.exists():
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps(wanted))
+            return
+        way_out = f"Remove {self.directory} to compute it again, or name another folder (WORKDIR)"
         try:
             found = json.loads(path.read_text())
         except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}): remove {directory} to compute it again") from error
-        if found != facts:
-            raise ValueError(
-                f"{directory} holds results for other weights, images, keys or batches. Remove it to compute them "
-                "again, or name another folder (WORKDIR)"
-            )
-    else:
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(facts))
-    return directory
+            raise ValueError(f"{path} is damaged ({error}). {way_out}") from error
+        if found != wanted:
+            raise ValueError(f"{self.directory} holds another attack, or one on other weights or images. {way_out}")
 
+    def kept(self, start: int, compute: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
+        """Reads the batch that begins at ``start``, or computes and keeps it.
 
-def kept(directory: Path | None, start: int, compute: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
-    """Reads the batch that begins at ``start``, or computes and keeps it; without a folder computes it.
-
-    Raises:
-        ValueError: the batch's file is damaged.
-    """
-    if directory is None:
-        return compute()
-    path = directory / f"{start:06d}.npz"
-    if path.exists():
-        try:
-            with np.load(path) as file:
-                return tuple(file[name] for name in sorted(file.files))
-        except _UNREADABLE as error:
-            raise ValueError(f"{path} is damaged ({error}): remove it, and this batch is computed again") from error
-    arrays = compute()
-    with replacing(path) as temporary:
+        Raises:
+            ValueError: the batch's file is damaged.
+        """
+        path = self.directory / f"{start:06d}.npz"
+        if path.exists():
+            stored = read_npz(path, "a batch of results", "Remove it, and this batch is computed again")
+            return tuple(stored[name] for name in sorted(stored) if name != "seconds")
+        began = time.perf_counter()
+        arrays = compute()
         named: dict[str, Any] = {f"array{i:02d}": array for i, array in enumerate(arrays)}
-        np.savez(temporary, **named)
-    return arrays
+        with replacing(path) as temporary:
+            np.savez(temporary, seconds=np.float64(time.perf_counter() - began), **named)
+        return arrays
+
+    def seconds(self) -> float:
+        """What the kept batches took, in whichever process."""
+        return sum(float(np.load(path)["seconds"]) for path in self.directory.glob("[0-9]*.npz"))
 
 
 def save_outcomes(path: str | Path, outcomes: Outcomes) -> None:
@@ -118,17 +122,16 @@ def load_outcomes(path: str | Path) -> Outcomes:
         FileNotFoundError: no such file.
         ValueError: the file is damaged or something else.
     """
-    if not Path(path).exists():
-        raise FileNotFoundError(f"{path} does not exist")
+    way_out = "Remove it to compute it again"
+    stored = read_npz(path, "a ledger", way_out)
     try:
-        with np.load(path) as file:
-            rows = file["rows"].astype(np.int64)
-            selection, scoring = (
-                np.unpackbits(file[name], axis=-1, count=len(rows)).astype(bool) for name in ("selection", "scoring")
-            )
-            return Outcomes(rows, selection, scoring, json.loads(str(file["facts"])))
-    except _UNREADABLE as error:
-        raise ValueError(f"{path} is damaged or no ledger ({error}): remove it to compute it again") from error
+        rows = stored["rows"].astype(np.int64)
+        selection, scoring = (
+            np.unpackbits(stored[name], axis=-1, count=len(rows)).astype(bool) for name in ("selection", "scoring")
+        )
+        return Outcomes(rows, selection, scoring, json.loads(str(stored["facts"])))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is not a ledger: {error}. {way_out}") from error
 
 
 def worst_case(selection: np.ndarray, scoring: np.ndarray) -> np.ndarray:

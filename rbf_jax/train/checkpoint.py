@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rbf_jax.files import replacing
+from rbf_jax.files import read_npz, replacing
 from rbf_jax.models.classifier import Variables
 
 KEEP = 2
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(tree: Any) -> Any:
+    """The tree with its typed keys (an NNX module's dropout has some) as the integers behind them."""
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+
+
+def _with_keys(tree: Any, template: Any) -> Any:
+    def one(leaf: Any, like: Any) -> Any:
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
+
+    return jax.tree.map(one, tree, template)
 
 
 def _digest(tree: Any) -> str:
@@ -49,7 +64,7 @@ def save(directory: str | Path, step: int, tree: Any, settings: dict[str, Any]) 
     Raises:
         OSError: the checkpoint cannot be written; those before it stay.
     """
-    directory = Path(directory).absolute()
+    directory, tree = Path(directory).absolute(), _plain(tree)
     metadata = {"settings": settings, "sha256": _digest(tree)}
     try:
         with _checkpointer(directory) as opened:
@@ -86,29 +101,29 @@ def restore(directory: str | Path, template: Any, settings: dict[str, Any]) -> A
             f"Remove {path} to go on from the checkpoint before it, or {directory} to begin anew, or name another "
             "folder (WORKDIR)."
         )
-        metadata = opened.metadata().custom_metadata or {}
-        saved = metadata.get("settings")
+        try:
+            metadata = opened.metadata().custom_metadata or {}
+            saved = metadata.get("settings")
+        except Exception as error:  # of any class, here and below: each layer under orbax has its own
+            raise ValueError(f"checkpoint {path} is damaged or foreign ({_first_line(error)}). {way_out}") from error
         if saved is None:
-            raise ValueError(f"checkpoint {path} is damaged or not of this package. {way_out}")
+            raise ValueError(f"checkpoint {path} is damaged or foreign: it has no settings. {way_out}")
         differing = [name for name in settings if saved.get(name) != settings[name]]
         if differing:
             name = differing[0]
-            raise ValueError(
-                f"checkpoint {path} is of another training: its {name} is {saved.get(name)!r}, not {settings[name]!r}. "
-                + way_out
-            )
-        # asyncio prints orbax's inner errors besides.
-        level = logging.getLogger("asyncio").level
-        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            wrong = f"its {name} is {saved.get(name)!r}, not {settings[name]!r}"
+            raise ValueError(f"checkpoint {path} is of another training: {wrong}. {way_out}")
+        asyncio, level = logging.getLogger("asyncio"), logging.getLogger("asyncio").level
+        asyncio.setLevel(logging.CRITICAL)  # it would print orbax's inner errors besides
         try:
-            tree = opened.load(None, template)
-        except Exception as error:  # of any class, down to tensorstore's
+            tree = opened.load(None, _plain(template))
+        except Exception as error:
             raise ValueError(f"checkpoint {path} cannot be read ({_first_line(error)}). {way_out}") from error
         finally:
-            logging.getLogger("asyncio").setLevel(level)
+            asyncio.setLevel(level)
     if _digest(tree) != metadata["sha256"]:
         raise ValueError(f"checkpoint {path} is damaged: its arrays are not those that were saved. {way_out}")
-    return tree
+    return _with_keys(tree, template)
 
 
 def _first_line(error: BaseException) -> str:
@@ -153,12 +168,12 @@ def load_weights(path: str | Path) -> tuple[Variables, dict[str, Any]]:
         FileNotFoundError: no such file.
         ValueError: the file is damaged or something else.
     """
-    try:
-        with np.load(path) as file:
-            flat = {name: np.asarray(file[name], np.float32) for name in file.files if name != "recipe"}
-            recipe = json.loads(str(file["recipe"]))
-    except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is damaged or no file of weights ({error}): remove it") from error
+    way_out = "Remove it to train the model again"
+    stored = read_npz(path, "a file of weights", way_out)
+    if "recipe" not in stored:
+        raise ValueError(f"{path} is not a file of weights: it has no recipe. {way_out}")
+    recipe = json.loads(str(stored.pop("recipe")))
+    flat = {name: np.asarray(value, np.float32) for name, value in stored.items()}
     variables: Variables = {}
     for name, value in flat.items():
         *folders, last = name.split("/")

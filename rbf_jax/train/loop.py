@@ -185,48 +185,54 @@ def fit(
             checkpoint.save(checkpoints, int(run.state.step), run, settings)
 
     step, calls = int(run.state.step), 1
-    with (
-        _delayed_signals(checkpoints is not None) as interrupted,
-        tqdm(total=epochs * batches, initial=step, desc=progress, unit="step", disable=progress is None) as bar,
-    ):
+    run = jax.tree.map(jnp.copy, run)  # the loop donates its buffers; the classifier's first ones may be the caller's
+    with tqdm(total=epochs * batches, initial=step, desc=progress, unit="step", disable=progress is None) as bar:
         for epoch in range(step // batches, epochs):
-            began, first = time.perf_counter(), step
             order = jax.random.permutation(jax.random.fold_in(order_key, epoch), images.shape[0])
+            # Signals act at once while this lasts: the checkpoint before is all that there is to keep.
             augmentation = None if augment is None else augment(epoch, run.state.variables)
-            while step < (epoch + 1) * batches:
-                count = min(calls, (epoch + 1) * batches - step)
-                call_began = time.perf_counter()
-                run = advance(run, images, labels, augmentation, order, step - epoch * batches, count)
-                if not jnp.isfinite(run.sums.loss):
-                    raise FloatingPointError(
-                        f"the loss became {run.sums.loss} in epoch {epoch + 1}: lower the learning rate"
-                    )
-                step += count
-                bar.update(count)
-                # The first call compiles: its time says nothing.
-                if step > first + 1:
-                    calls = max(1, round(CALL_SECONDS / (time.perf_counter() - call_began) * count))
-                if interrupted() and step < (epoch + 1) * batches:
+            began, first, last = time.perf_counter(), step, (epoch + 1) * batches
+            with _delayed_signals(checkpoints is not None) as interrupted:
+                while step < last and not interrupted():
+                    count = min(calls, last - step)
+                    call_began = time.perf_counter()
+                    run = advance(run, images, labels, augmentation, order, step - epoch * batches, count)
+                    _check_finite(run.sums.loss, epoch)
+                    step += count
+                    bar.update(count)
+                    # The first call compiles: its time says nothing.
+                    if step > first + 1:
+                        calls = max(1, round(CALL_SECONDS / (time.perf_counter() - call_began) * count))
+                if step < last:
                     save()
-                    return run.state.variables, run.history  # never seen: the signal takes effect first
-            hits = jnp.nan
-            if validation is not None:
-                slices = [slice(i, i + VALIDATION_BATCH) for i in range(0, len(validation[0]), VALIDATION_BATCH)]
-                right = sum(int(count_hits(run.state.variables, *(array[s] for array in validation))) for s in slices)
-                hits = right / len(validation[0])
-            done = History(run.sums.loss / batches, run.sums.accuracy / batches, jnp.float32(hits))
-            history = jax.tree.map(lambda values, value, epoch=epoch: values.at[epoch].set(value), run.history, done)
-            run = _Run(run.state, history, _no_info())
-            record = {"epoch": epoch + 1} | {name: float(value) for name, value in done._asdict().items()}
-            bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if value == value})
-            if log is not None:
-                seconds = time.perf_counter() - began
-                rate = (step - first) * batch_size / seconds
-                log(record | {"seconds": round(seconds, 2), "images_per_second": round(rate, 1)})
-            save()
-            if interrupted():
-                break
+                    continue  # never: the signal takes effect first
+                for leaf in jax.tree.leaves(run.state.variables["params"]):
+                    _check_finite(leaf, epoch)
+                hits = jnp.nan
+                if validation is not None:
+                    slices = [slice(i, i + VALIDATION_BATCH) for i in range(0, len(validation[0]), VALIDATION_BATCH)]
+                    hits = sum(
+                        int(count_hits(run.state.variables, *(array[s] for array in validation))) for s in slices
+                    )
+                    hits /= len(validation[0])
+                done = History(run.sums.loss / batches, run.sums.accuracy / batches, jnp.float32(hits))
+                history = jax.tree.map(lambda values, value, at=epoch: values.at[at].set(value), run.history, done)
+                run = _Run(run.state, history, _no_info())
+                record = {"epoch": epoch + 1} | {name: float(value) for name, value in done._asdict().items()}
+                bar.set_postfix({name: f"{value:.3f}" for name, value in record.items() if value == value})
+                if log is not None:
+                    seconds = time.perf_counter() - began
+                    rate = (step - first) * batch_size / seconds
+                    log(record | {"seconds": round(seconds, 2), "images_per_second": round(rate, 1)})
+                save()
     return run.state.variables, run.history
+
+
+def _check_finite(values: Array, epoch: int) -> None:
+    if not jnp.isfinite(values).all():
+        raise FloatingPointError(
+            f"loss or weights became NaN or infinite in epoch {epoch + 1}: begin anew with a lower learning rate"
+        )
 
 
 def _no_info() -> TrainInfo:

@@ -1,13 +1,20 @@
 """Training: labels, one step against NumPy, and the loop."""
 
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.tree_util import Partial
 
 from rbf_jax import train
 from rbf_jax.models import Classifier
+from rbf_jax.train import loop
 
 SHAPE = (4, 4, 1)
 
@@ -31,13 +38,17 @@ def standard_promotion():
         yield
 
 
-@pytest.fixture
-def examples():
+def make_examples():
     rng = np.random.default_rng(0)
     labels = rng.integers(3, size=90).astype(np.int32)
     images = rng.uniform(0, 0.5, (90, *SHAPE)).astype(np.float32)
     images[np.arange(90), labels, 0, 0] += 0.5
     return images, labels
+
+
+@pytest.fixture
+def examples():
+    return make_examples()
 
 
 def test_smoothed_labels_are_the_released_codes():
@@ -70,25 +81,175 @@ def test_a_step_of_gradient_descent_against_numpy(examples):
     assert (after.step, after.variables["seen"]) == (1, 90)
 
 
+def fit(examples, **changes):
+    """A short run: 90 images make two batches of 40 in each of 6 epochs."""
+    arguments = {"optimizer": optax.adam(0.1), "epochs": 6, "batch_size": 40, "progress": None} | changes
+    return train.fit(jax.random.key(0), LINEAR, *examples, **arguments)
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 def test_fit_learns_and_repeats_itself(examples):
-    def fitted():
-        return train.fit(
-            jax.random.key(0), LINEAR, *examples, optimizer=optax.adam(0.1), epochs=20, batch_size=40, progress=None
-        )
-
-    (variables, info), (again, _) = fitted(), fitted()
-    assert info.loss.shape == (20,)
-    assert info.accuracy[-1] > 0.95 > info.accuracy[0]
-    # 90 images make two batches of 40 in each epoch.
+    (variables, history), again = fit(examples, epochs=20), fit(examples, epochs=20)
+    assert history.loss.shape == (20,)
+    assert history.accuracy[-1] > 0.95 > history.accuracy[0]
+    assert np.isnan(history.validation).all()
     assert variables["seen"] == 20 * 80
-    assert np.array_equal(variables["params"], again["params"])
+    assert_same((variables, history), again)
 
 
-def test_nan_stops_with_a_message(examples):
-    with pytest.raises(FloatingPointError, match="epoch 1"):
-        train.fit(
-            jax.random.key(0), LINEAR, *examples, optimizer=optax.sgd(1e38), epochs=3, batch_size=10, progress=None
-        )
+def test_how_many_steps_a_call_makes_changes_nothing(examples, monkeypatch):
+    results = []
+    for seconds in (0.0, 1e9):
+        monkeypatch.setattr(loop, "CALL_SECONDS", seconds)
+        results.append(fit(examples, batch_size=5))
+    assert_same(*results)
+
+
+def test_history_against_steps_by_hand(examples):
+    records = []
+    validation = (examples[0][:50], examples[1][:50])
+    variables, history = fit(examples, epochs=1, validation=validation, log=records.append)
+    keys = jax.random.split(jax.random.key(0), 3)
+    state = train.init(keys[0], LINEAR, optax.adam(0.1), SHAPE)
+    order = jax.random.permutation(jax.random.fold_in(keys[1], 0), 90)
+    infos = []
+    for number, rows in enumerate((order[:40], order[40:80])):
+        key = jax.random.split(jax.random.fold_in(keys[2], number))[1]
+        state, info = train.make_step(LINEAR, optax.adam(0.1))(key, state, examples[0][rows], examples[1][rows])
+        infos.append(info)
+    assert np.allclose(variables["params"], state.variables["params"], atol=1e-6)
+    assert history.loss[0] == pytest.approx(np.mean([info.loss for info in infos]), rel=1e-5)
+    assert history.accuracy[0] == pytest.approx(np.mean([info.accuracy for info in infos]))
+    logits = examples[0][:50].reshape(50, -1) @ np.asarray(variables["params"])
+    assert history.validation[0] == pytest.approx((logits.argmax(-1) == examples[1][:50]).mean())
+    assert [record["epoch"] for record in records] == [1]
+    assert records[0]["validation"] == pytest.approx(float(history.validation[0]))
+    assert records[0]["images_per_second"] > 0
+
+
+class StoppedError(Exception):
+    pass
+
+
+def test_a_run_that_was_stopped_ends_the_same(examples, tmp_path):
+    def stop(record):
+        if record["epoch"] == 4:
+            raise StoppedError  # before the fourth epoch's checkpoint
+
+    with pytest.raises(StoppedError):
+        fit(examples, checkpoints=tmp_path, log=stop)
+    seen = []
+    resumed = fit(examples, checkpoints=tmp_path, log=lambda record: seen.append(record["epoch"]))
+    assert seen == [4, 5, 6]
+    assert_same(resumed, fit(examples))
+    # A finished run is not done again.
+    assert_same(fit(examples, checkpoints=tmp_path, log=seen.append), resumed)
+    assert seen == [4, 5, 6]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_middle_of_an_epoch_takes_effect_after_a_checkpoint(examples, tmp_path, number, monkeypatch):
+    monkeypatch.setattr(loop, "CALL_SECONDS", 0.0)
+    came, checks, original = [], [], loop._check_finite
+
+    def check(values, epoch):
+        # After the first of the third epoch's two steps.
+        checks.append(epoch)
+        if checks.count(2) == 1 and not came:
+            signal.raise_signal(number)
+        original(values, epoch)
+
+    monkeypatch.setattr(loop, "_check_finite", check)
+    before = signal.signal(number, lambda *_: came.append(1))
+    try:
+        with pytest.raises(SystemExit) as exit_:
+            fit(examples, checkpoints=tmp_path)
+    finally:
+        signal.signal(number, before)
+    assert exit_.value.code == 128 + number
+    assert sorted(int(path.name) for path in tmp_path.iterdir()) == [4, 5]
+    assert came == [1]
+    assert_same(fit(examples, checkpoints=tmp_path), fit(examples))
+
+
+CHILD = """
+import sys, numpy as np, optax
+sys.path.insert(0, {folder!r})
+from test_loop import make_examples, fit
+examples = make_examples()
+print("begin", flush=True)
+variables, _ = fit(examples, epochs=40, checkpoints={checkpoints!r})
+np.save({result!r}, variables["params"])
+"""
+
+
+def test_killed_at_random_times_it_ends_the_same(examples, tmp_path):
+    paths = {
+        "folder": str(Path(__file__).parent),
+        "checkpoints": str(tmp_path / "c"),
+        "result": str(tmp_path / "r.npy"),
+    }
+    rng, kills = np.random.default_rng(), 0
+    for attempt in range(30):
+        with subprocess.Popen(
+            [sys.executable, "-c", CHILD.format(**paths)], stdout=subprocess.PIPE, text=True
+        ) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "begin\n"
+            try:
+                child.wait(rng.uniform(0.5, 2.5) if attempt < 3 else None)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                kills += 1
+                continue
+        break
+    assert child.returncode == 0
+    assert kills
+    np.testing.assert_array_equal(np.load(paths["result"]), fit(examples, epochs=40)[0]["params"])
+
+
+def test_checkpoints_of_another_training_are_refused(examples, tmp_path):
+    fit(examples, epochs=1, checkpoints=tmp_path)
+    for change, name in (({"epochs": 2}, "epochs"), ({"epochs": 1, "batch_size": 30}, "batch_size")):
+        with pytest.raises(ValueError, match=f"of another training: its {name}"):
+            fit(examples, checkpoints=tmp_path, **change)
+    moved = examples[0] * np.float32(0.5)
+    with pytest.raises(ValueError, match="of another training: its images"):
+        fit((moved, examples[1]), epochs=1, checkpoints=tmp_path)
+
+
+def test_an_augmentation_replaces_the_batch(examples):
+    def to_first_class(key, rows, images, labels):
+        return images[:10], labels[:10] * 0
+
+    variables, history = fit(examples, augment=lambda epoch, _: Partial(to_first_class) if epoch else None)
+    assert variables["seen"] == 80 + 5 * 20
+    assert history.accuracy[-1] == 1
+    assert (examples[0].reshape(90, -1) @ np.asarray(variables["params"])).argmax(-1).tolist() == [0] * 90
+
+
+def test_new_augmentations_of_one_kind_compile_nothing(examples):
+    traces = []
+
+    def counted(scale, key, rows, images, labels):
+        traces.append(1)
+        return images * scale, labels
+
+    fit(examples, augment=lambda epoch, _: Partial(counted, jnp.float32(epoch / 10)))
+    assert len(traces) == 1
+
+
+def test_nan_stops_with_a_message_and_keeps_the_checkpoint(examples, tmp_path):
+    def poison(key, rows, images, labels):
+        return images * jnp.nan, labels
+
+    with pytest.raises(FloatingPointError, match="epoch 3"):
+        fit(examples, checkpoints=tmp_path, augment=lambda epoch, _: Partial(poison) if epoch == 2 else None)
+    assert_same(fit(examples, checkpoints=tmp_path), fit(examples))
 
 
 @pytest.mark.parametrize(
@@ -98,6 +259,7 @@ def test_nan_stops_with_a_message(examples):
         ({"batch_size": 91}, "at most the 90 images, got 91"),
         ({"images": np.zeros((90, *SHAPE), np.uint8)}, "float32"),
         ({"labels": np.zeros(5, np.int32)}, r"shape \(90,\)"),
+        ({"validation": (np.zeros((2, *SHAPE), np.uint8), np.zeros(2, np.int32))}, "validation must be float32"),
     ],
 )
 def test_bad_input(examples, change, message):

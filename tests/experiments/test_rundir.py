@@ -1,0 +1,45 @@
+"""The run directory and its configuration."""
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from experiments.rundir import open_run
+
+
+def config(**changes):
+    return ConfigDict({"seed": 0, "train": {"epochs": 3, "step": None}, "budgets": (("linf", 0.3),)} | changes)
+
+
+def test_it_opens_again_with_the_same_configuration(tmp_path):
+    run = open_run(tmp_path / "run", config())
+    run.log({"stage": "a"})
+    open_run(tmp_path / "run", config()).log({"stage": "b"})
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["a", "b"]
+    assert all("time" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"seed": 1}, r"config\.seed = 0, not 1"),
+        ({"train": {"epochs": 4, "step": None}}, r"config\.train\.epochs = 3, not 4"),
+        ({"budgets": (("l2", 0.3),)}, r"config\.budgets"),
+        ({"more": 1}, r"config\.more = None, not 1"),
+    ],
+)
+def test_another_configuration_is_refused(tmp_path, change, name):
+    open_run(tmp_path, config())
+    with pytest.raises(ValueError, match=name) as error:
+        open_run(tmp_path, config(**change))
+    assert str(tmp_path) in str(error.value)
+    assert "WORKDIR" in str(error.value)
+
+
+def test_a_damaged_configuration_is_refused(tmp_path):
+    open_run(tmp_path, config())
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is damaged"):
+        open_run(tmp_path, config())
