@@ -39,9 +39,9 @@ def fingerprint(*trees: Any) -> str:
     for leaf in jax.tree.leaves(trees):
         if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             leaf = jax.random.key_data(leaf)
-        array = np.ascontiguousarray(leaf)
+        array = np.asarray(leaf)
         sha.update(f"{array.shape}{array.dtype}".encode())
-        sha.update(array.data)
+        sha.update(array.tobytes())
     return sha.hexdigest()
 
 
@@ -89,13 +89,18 @@ class Parts(NamedTuple):
         """
         path = self.directory / f"{start:06d}.npz"
         if path.exists():
-            stored = read_npz(path, "a batch of results", "Remove it, and this batch is computed again")
-            return tuple(stored[name] for name in sorted(stored) if name != "seconds")
+            way_out = "Remove it, and this batch is computed again"
+            stored = read_npz(path, "a batch of results", way_out)
+            arrays = tuple(stored[name] for name in sorted(stored) if name.startswith("array"))
+            # A damaged zip directory hides what comes behind it.
+            if stored.get("count") != len(arrays):
+                raise ValueError(f"{path} is not a batch of results, or damaged: arrays are missing. {way_out}")
+            return arrays
         began = time.perf_counter()
         arrays = compute()
         named: dict[str, Any] = {f"array{i:02d}": array for i, array in enumerate(arrays)}
         with replacing(path) as temporary:
-            np.savez(temporary, seconds=np.float64(time.perf_counter() - began), **named)
+            np.savez(temporary, seconds=time.perf_counter() - began, count=len(arrays), **named)
         return arrays
 
     def seconds(self) -> float:

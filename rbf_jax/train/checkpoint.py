@@ -37,7 +37,7 @@ def _with_keys(tree: Any, template: Any) -> Any:
 def _digest(tree: Any) -> str:
     sha = hashlib.sha256()
     for leaf in jax.tree.leaves(tree):
-        sha.update(np.ascontiguousarray(leaf).data)
+        sha.update(np.asarray(leaf).tobytes())
     return sha.hexdigest()
 
 

@@ -1,92 +1,227 @@
-"""The pipeline's entry point: what it writes, and how it refuses."""
+"""The entry points: what they write, how they go on after a kill, and how they refuse."""
 
 import json
-import os
+import random
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from experiments import tables
+from experiments import results
 from experiments.configs import cifar10, mnist, quickstart
-from experiments.pipeline import Row
-from experiments.reproduce import table
+from experiments.evaluation import cells
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
-    "--config.train_examples=256",
-    "--config.test_examples=20",
+    "--config.examples.train=276",
+    "--config.examples.validation=20",
+    "--config.examples.test=20",
     "--config.em.steps=6",
     "--config.em.growth_steps=6",
-    "--config.train.epochs=1",
-    "--config.pgd.steps=1",
-    "--config.pgd.examples=10",
-    "--config.eot.examples=10",
-    "--config.eot.steps=1",
-    "--config.eot.draws=1",
+    "--config.train.epochs=2",
+    "--config.attack.pgd.steps=1",
+    "--config.attack.static_examples=10",
+    "--config.attack.eot_examples=10",
+    "--config.attack.eot.steps=1",
+    "--config.attack.eot.draws=1",
+    "--config.attack.batch_size=5",
     "--config.draws=2",
-    "--config.batch_size=10",
 ]
 
 
-def reproduce(config: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "experiments.reproduce", f"--config=experiments/configs/{config}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=dict(os.environ))
+def command(module, config, *arguments):
+    return [sys.executable, "-m", f"experiments.{module}", f"--config=experiments/configs/{config}", *arguments]
 
 
-@pytest.mark.full  # half a minute of compilation; CI runs the quickstart itself
-def test_writes_results_and_report(tmp_path):
-    result = reproduce("quickstart.py:smoke", f"--workdir={tmp_path}", *TINY)
+def run(module, config, *arguments, **options):
+    return subprocess.run(
+        command(module, config, *arguments), cwd=ROOT, capture_output=True, text=True, check=False, **options
+    )
+
+
+def reproduce(folder, *arguments, **options):
+    return run("reproduce", "quickstart.py:smoke", f"--workdir={folder}", *TINY, *arguments, **options)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run from beginning to end, half a minute of compilation."""
+    folder = tmp_path_factory.mktemp("finished")
+    result = reproduce(folder)
     assert result.returncode == 0, result.stderr
-    first = result.stdout.splitlines()[0]
-    assert "256 training" in first
-    assert "minutes" in first
-    record = json.loads((tmp_path / "results.json").read_text())
-    # Clean on three forms; FGSM and PGD on the CNN (one form) and the rCNN (two), and EoT, in two norms.
-    assert len(record["rows"]) == 3 + 2 * (2 * 3 + 1)
-    assert {row["total"] for row in record["rows"]} == {20, 10}
-    assert all(0 <= row["wilson95"][0] <= row["correct"] / row["total"] <= row["wilson95"][1] for row in record["rows"])
-    report = (tmp_path / "report.html").read_text()
+    return folder, result
+
+
+def figures(folder):
+    """All that a run measured, without seconds."""
+    rows = json.loads((folder / "results.json").read_text())["rows"]
+    return [{key: value for key, value in row.items() if not key.endswith("seconds")} for row in rows]
+
+
+@pytest.mark.full
+def test_writes_results_and_report(finished):
+    folder, result = finished
+    assert "min  in all, roughly" in result.stdout.split("| attack")[0]
+    rows = figures(folder)
+    # Clean on three forms; FGSM and PGD on the CNN (one form) and the rCNN (two), EoT and three worst cases, in two norms.
+    assert len(rows) == 3 + 2 * (2 * 3 + 1 + 3)
+    assert {row["N"] for row in rows} == {20, 10}
+    assert all(row["wilson95"][0] <= row["accuracy"] <= row["wilson95"][1] for row in rows)
+    report = (folder / "report.html").read_text()
     assert report.count("<img") == 4
-    assert str(tmp_path / "report.html") in result.stdout
+    assert str(folder / "report.html") in result.stdout
     assert "BPDA+EoT, l2 2" in result.stdout
-    assert "BPDA+EoT, l2 2" in tables.accuracy_table(record)
+    assert "BPDA+EoT, l2 2" in (folder / "README.md").read_text()
+
+
+@pytest.mark.full
+def test_a_finished_run_says_so_and_does_nothing_again(finished):
+    folder, first = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")}
+    result = reproduce(folder)
+    assert result.returncode == 0
+    assert "everything is done already" in result.stdout
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")} == before
+    assert (
+        result.stdout.split("| attack")[1].split("report:")[0] == first.stdout.split("| attack")[1].split("report:")[0]
+    )
+
+
+@pytest.mark.full
+def test_killed_at_random_times_it_ends_with_the_same_numbers(finished, tmp_path):
+    arguments = command("reproduce", "quickstart.py:smoke", f"--workdir={tmp_path / 'run'}", *TINY)
+    killed, code, stages = 0, None, set()
+    while code is None:
+        with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
+            try:
+                code = child.wait(random.uniform(6, 14) if killed < 6 else None)
+            except subprocess.TimeoutExpired:
+                child.send_signal(random.choice([signal.SIGKILL, signal.SIGTERM]))
+                killed += 1
+        stages.add(len(list((tmp_path / "run").rglob("*"))))
+    assert code == 0
+    assert killed
+    assert len(stages) > 2  # it was killed at different places
+    assert figures(tmp_path / "run") == figures(finished[0])
+
+
+WITH_LITTLE_ROOM = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))  # files end there, as on a full disk
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.full
+def test_a_full_disk_is_one_message_and_the_run_goes_on(finished, tmp_path):
+    arguments = command("reproduce", "quickstart.py:smoke", f"--workdir={tmp_path}", *TINY)
+    full = [sys.executable, "-c", WITH_LITTLE_ROOM, *arguments]
+    result = subprocess.run(full, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 2, result.stderr
+    assert f"cannot write checkpoint {tmp_path / 'checkpoints' / 'cnn'}" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert reproduce(tmp_path).returncode == 0
+    assert figures(tmp_path) == figures(finished[0])
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("damaged", "to_remove"),
+    [
+        ("models/rcnn.npz", ["models/rcnn.npz"]),
+        ("ledger/cnn-clean-static.npz", ["ledger/cnn-clean-static.npz"]),
+        ("attacks/rcnn-pgd-1-linf-0.3/000005.npz", ["attacks/rcnn-pgd-1-linf-0.3/000005.npz"]),
+        ("config.json", None),
+        ("filters.npz", None),
+    ],
+)
+def test_a_damaged_file_is_named_and_mended_by_removing_it(finished, tmp_path, damaged, to_remove):
+    shutil.copytree(finished[0], tmp_path / "run")
+    path = tmp_path / "run" / damaged
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    result = reproduce(tmp_path / "run")
+    assert result.returncode == 2
+    assert str(path) in result.stderr
+    assert "Traceback" not in result.stderr
+    if to_remove is not None:
+        for name in to_remove:
+            (tmp_path / "run" / name).unlink()
+        assert reproduce(tmp_path / "run").returncode == 0
+        assert figures(tmp_path / "run") == figures(finished[0])
+
+
+@pytest.mark.full
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "models" / "rcnn.npz").unlink()
+    _, last = sorted((tmp_path / "run" / "checkpoints" / "rcnn").iterdir(), key=lambda path: int(path.name))
+    for path in last.rglob("d/*"):
+        path.write_bytes(path.read_bytes()[:-100])
+    result = reproduce(tmp_path / "run")
+    assert result.returncode == 2
+    assert f"checkpoint {last}" in result.stderr
+    shutil.rmtree(last)
+    assert reproduce(tmp_path / "run").returncode == 0
+    assert figures(tmp_path / "run") == figures(finished[0])
 
 
 def test_missing_data_says_what_to_run(tmp_path):
-    result = reproduce("mnist.py:smoke", f"--data_dir={tmp_path}", f"--workdir={tmp_path}/run")
+    result = run("reproduce", "mnist.py:smoke", f"--data_dir={tmp_path}", f"--workdir={tmp_path}/run")
     assert result.returncode == 2
     assert "make data" in result.stderr
     assert "Traceback" not in result.stderr
-    assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("module", [quickstart, mnist, cifar10])
-def test_an_unknown_profile_is_named(module):
-    with pytest.raises(ValueError, match="PROFILE must be one of cpu, smoke, got 'big'"):
+def test_another_configuration_in_the_run_directory_is_refused(tmp_path):
+    run("train", "quickstart.py:smoke", "--model=cnn", f"--workdir={tmp_path}", "--config.examples.train=1")
+    result = reproduce(tmp_path)
+    assert result.returncode == 2
+    assert f"{tmp_path / 'config.json'} has config." in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_unknown_models_are_refused(tmp_path):
+    result = reproduce(tmp_path, "--config.models=('cnn', 'svm')")
+    assert result.returncode == 2
+    assert "config.models must be one of 'cnn', 'cnn_plus', 'rcnn', 'rcnn_plus', got 'svm'" in result.stderr
+    assert run("train", "quickstart.py:smoke", "--model=svm").returncode != 0
+
+
+@pytest.mark.parametrize(("module", "allowed"), [(quickstart, 2), (mnist, 4), (cifar10, 4)])
+def test_profiles(module, allowed):
+    with pytest.raises(ValueError, match=r"PROFILE must be one of .*, got 'big'"):
         module.get_config("big")
+    assert module.get_config() == module.get_config("cpu")  # the tests run on CPU
+    passes = {}
+    for profile in ("smoke", "cpu", "gpu", "paper")[:allowed]:
+        config = module.get_config(profile)
+        assert config.profile == profile
+        assert config.examples.validation < config.examples.train
+        assert config.noise.bank_epoch < config.train.epochs
+        assert config.train.batch_size <= config.examples.train - config.examples.validation
+        passes[profile] = sum(cell.passes * cell.examples for cell in cells(config))
+        # No two cells may share their files.
+        names = [cell.name for cell in cells(config)]
+        assert len(names) == len(set(names))
+    assert list(passes) == sorted(passes, key=passes.__getitem__)
 
 
-def test_table_has_a_row_for_each_attack():
-    rows = [
-        Row("CNN", "clean", "", 0.0, 990, 1000, 1.0),
-        Row("rCNN", "clean", "", 0.0, 95, 100, 1.0),
-        Row("CNN", "FGSM", "linf", 0.3, 1, 100, 1.0),
-        Row("rCNN", "FGSM", "linf", 0.3, 50, 100, 1.0),
-    ]
-    clean_1000, clean_100, fgsm = table(rows)
-    assert (clean_1000["N"], clean_1000["CNN"], clean_1000["rCNN"]) == ("1000", "99.0 (98-99)", "")
-    assert clean_100["rCNN"] == "95.0 (89-98)"
-    assert (fgsm["attack"], fgsm["CNN"], fgsm["rCNN"]) == ("FGSM, linf 0.3", "1.0 (0-5)", "50.0 (40-60)")
-
-
-def test_benchmark_table_holds_every_figure(tmp_path):
-    origin = {"commit": "abc", "device": "cpu", "cores": 2, "jax": "0"}
-    (tmp_path / "benchmarks").mkdir()
-    (tmp_path / "benchmarks" / "kernel.json").write_text(json.dumps(origin | {"forward": {"ratio": 3.25}}))
-    tables.main(tmp_path)
-    text = (tmp_path / "benchmarks" / "table.md").read_text()
-    assert "forward: ratio" in text
-    assert "3.25" in text
-    assert "Commit abc" in text
+@pytest.mark.parametrize("module", [mnist, cifar10])
+def test_full_profiles_follow_the_paper(module):
+    settings, config = results.PAPER["settings"], module.get_config("paper")
+    name = config.set
+    assert config.train.epochs == settings["epochs"][name]
+    assert config.noise.bank_epoch == settings["rcnn_plus_adversarial_noise_epoch"][name]
+    noise = settings["rcnn_plus_noise"][name]
+    assert (config.noise.std, config.noise.limit) == (noise["std"], noise["linf_clip"])
+    assert dict(config.attack.budgets)["linf"] == settings["linf_eps"][name]
+    assert (config.beta2, config.draws) == (settings["beta2_test"], settings["draws_m"])
+    assert config.attack.eot.draws == settings["eot_draws"]
+    assert config.examples.to_dict() == {
+        "train": {"mnist": 60_000, "cifar10": 50_000}[name],
+        "validation": 5_000,
+        "test": 10_000,
+    }

@@ -16,7 +16,7 @@ from rbf_jax.train import checkpoint
 SETTINGS = {"epochs": 3, "key": [0, 1]}
 ROOT = Path(__file__).resolve().parents[2]
 # orbax leaves its inner tasks unfinished where a file cannot be read.
-orbax_unfinished = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
 def tree(value=1.0):
@@ -61,7 +61,6 @@ def saved(tmp_path):
     return tmp_path / "run"
 
 
-@orbax_unfinished
 @pytest.mark.parametrize("damage", ["truncated", "changed", "removed"])
 def test_damage_is_never_taken_for_a_checkpoint(saved, damage):
     messages = []
@@ -94,7 +93,6 @@ def test_after_removing_the_damaged_one_the_one_before_it_is_restored(saved):
     assert same(checkpoint.restore(saved, tree(), SETTINGS), tree(1))
 
 
-@orbax_unfinished
 @pytest.mark.parametrize(
     "template",
     [

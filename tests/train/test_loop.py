@@ -193,22 +193,20 @@ def test_killed_at_random_times_it_ends_the_same(examples, tmp_path):
         "checkpoints": str(tmp_path / "c"),
         "result": str(tmp_path / "r.npy"),
     }
-    rng, kills = np.random.default_rng(), 0
-    for attempt in range(30):
+    rng, killed, code = np.random.default_rng(), 0, None
+    while code is None:
         with subprocess.Popen(
             [sys.executable, "-c", CHILD.format(**paths)], stdout=subprocess.PIPE, text=True
         ) as child:
             assert child.stdout is not None
             assert child.stdout.readline() == "begin\n"
             try:
-                child.wait(rng.uniform(0.5, 2.5) if attempt < 3 else None)
+                code = child.wait(rng.uniform(0.5, 2.5) if killed < 3 else None)
             except subprocess.TimeoutExpired:
                 child.kill()
-                kills += 1
-                continue
-        break
-    assert child.returncode == 0
-    assert kills
+                killed += 1
+    assert code == 0
+    assert killed
     np.testing.assert_array_equal(np.load(paths["result"]), fit(examples, epochs=40)[0]["params"])
 
 
