@@ -66,7 +66,7 @@ reproduce-cifar: $(STAMP) $(if $(RAW),data)  ## CIFAR-10: the same with VGG-16
 	$(call reproduce,cifar10) $(PUBLISH)
 
 train: $(STAMP)  ## one model: SET=mnist or cifar10, MODEL=cnn, rcnn, cnn_plus or rcnn_plus
-	$(RUN) $(BIN)/python -m experiments.train --config=experiments/configs/$(SET).py$(if $(PROFILE),:$(PROFILE)) --model=$(MODEL)
+	$(RUN) $(BIN)/python -m experiments.train --config=experiments/configs/$(SET).py$(if $(PROFILE),:$(PROFILE)) --model=$(MODEL) $(PUBLISH)
 
 tables: $(STAMP)  ## the tables of results/, made again from its JSON
 	$(BIN)/python -m experiments.tables
@@ -75,6 +75,8 @@ bench: $(STAMP)  ## the benchmarks (results/benchmarks/*.json)
 	$(RUN) $(BIN)/python -m benchmarks.kernel
 	$(RUN) $(BIN)/python -m benchmarks.conv
 	$(RUN) $(BIN)/python -m benchmarks.em
+	$(BIN)/pip install --quiet 'torch>=2.6'
+	$(RUN) $(BIN)/python -m benchmarks.train
 
 clean:  ## remove the environment and what tools left behind (runs in WORKDIR stay)
 	rm -rf $(VENV) build dist *.egg-info .ruff_cache .hypothesis

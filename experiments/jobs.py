@@ -1,20 +1,24 @@
 """What the entry points share: their flags, the run directory, and how they fail."""
 
 import os
+import shutil
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from experiments import learn, rundir
+from experiments import learn, rundir, tables
+from experiments.provenance import ROOT
 from rbf_jax import checks
+from rbf_jax.files import replacing
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file, :PROFILE behind it")
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory (default: a folder of $WORKDIR)")
 DATA_DIR = flags.DEFINE_string("data_dir", os.environ.get("DATA_DIR") or None, "folder of the prepared data")
+PUBLISH = flags.DEFINE_bool("publish", False, "also copy what was found into results/ of the checkout")
 
 
 def open_run() -> rundir.Run:
@@ -25,6 +29,25 @@ def open_run() -> rundir.Run:
     root = Path(os.environ.get("WORKDIR") or "~/.cache/rbf_jax/runs").expanduser()
     directory = Path(WORKDIR.value) if WORKDIR.value else root / f"{config.set}-{config.profile}"
     return rundir.open_run(directory, config)
+
+
+def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> None:
+    """Copies files of the run, and models with their recipes, into ``results/SET/``; then makes its tables."""
+    directory = ROOT / "results" / run.config.set
+    files = [path.relative_to(run.directory) for path in files]
+    for name in models:
+        # VGG-16's weights are too large for a repository.
+        kinds = (".npz", ".json") if run.config.network == "cnn" else (".json",)
+        files = [Path("models") / f"{name}{kind}" for kind in kinds] + files
+    # The ledger of a run before, with other attacks or weights, must not mix with this one.
+    for path in directory.glob("ledger/*.npz") if any(path.parent.name == "ledger" for path in files) else ():
+        if path.relative_to(directory) not in files:
+            path.unlink()
+    for path in files:
+        with replacing(directory / path) as temporary:
+            shutil.copyfile(run.directory / path, temporary)
+    if (directory / "job.json").exists():
+        tables.write_results(directory, run.config.set)
 
 
 def main(job: Callable[[], None]) -> None:

@@ -1,5 +1,6 @@
 """What is learned: data, filters, networks. Each stage is kept in the run directory and not done again."""
 
+import json
 import time
 from functools import partial
 from pathlib import Path
@@ -84,13 +85,21 @@ def weights_path(run: Run, name: str) -> Path:
 
 
 def train_model(run: Run, examples: Data, filters: RBFFilters, name: str) -> Variables:
-    """A trained network, from its file of weights if it is finished."""
-    config, path, made_for = run.config, weights_path(run, name), evaluate.fingerprint(filters)
-    if path.exists():
-        variables, recipe = train.load_weights(path)
-        if recipe.get("filters") != made_for:
-            raise ValueError(f"{path} was trained with other filters. Remove {run.directory} to begin anew")
-        return variables
+    """A trained network, from its file of weights if it is finished; the recipe lies beside that as JSON."""
+    path, made_for = weights_path(run, name), evaluate.fingerprint(filters)
+    if not path.exists():
+        variables, recipe = _train(run, examples, filters, name)
+        train.save_weights(path, variables, recipe | {"filters": made_for})
+    variables, recipe = train.load_weights(path)
+    if recipe.get("filters") != made_for:
+        raise ValueError(f"{path} was trained with other filters. Remove {run.directory} to begin anew")
+    with replacing(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(recipe, indent=1) + "\n")
+    return variables
+
+
+def _train(run: Run, examples: Data, filters: RBFFilters, name: str) -> tuple[Variables, dict[str, Any]]:
+    config = run.config
     beta1 = jnp.float32(PRESETS[config.preset].train)
     front = Partial(reconstruct, filters, beta1=beta1) if FRONT[name] else None
     # Without noise in training, reconstructions are the same in every epoch: they are computed once.
@@ -127,12 +136,11 @@ def train_model(run: Run, examples: Data, filters: RBFFilters, name: str) -> Var
     seconds = [r["seconds"] for r in run.records() if (r.get("stage"), r.get("model")) == ("train", name)]
     recipe = provenance() | {
         "model": name,
-        "filters": made_for,
         "config": config.to_dict(),
         "history": {key: [round(float(x), 4) for x in values] for key, values in history._asdict().items()},
         "seconds an epoch": round(float(np.median(seconds)), 1),
     }
-    return train.save_weights(path, variables, recipe)
+    return variables, recipe
 
 
 def noise_bank(run: Run, examples: Data, filters: RBFFilters, name: str, variables: Variables, *, make: bool) -> Array:

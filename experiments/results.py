@@ -139,7 +139,7 @@ def read_ledger(directory: Path) -> list[Outcomes]:
     return [evaluate.load_outcomes(path) for path in sorted(directory.glob("[!.]*.npz"))]
 
 
-def page(job: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def page(job: dict[str, Any], recipes: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> str:
     """The Markdown page of a data set's results."""
     config = job["config"]
     headings, lines = table(rows)
@@ -151,7 +151,7 @@ def page(job: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             "training accuracy": f"{100 * recipe['history']['accuracy'][-1]:.2f}",
             "validation accuracy": f"{100 * recipe['history']['validation'][-1]:.2f}",
         }
-        for name, recipe in job["models"].items()
+        for name, recipe in recipes.items()
     ]
     commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
     crafting = {
@@ -170,7 +170,7 @@ def page(job: dict[str, Any], rows: list[dict[str, Any]]) -> str:
             format_table(headings, lines),
             "## The models\n\nTraining accuracy is that of the steps' batches, with dropout.",
             format_table(list(trained[0]), trained),
-            "Made by `make tables` from `ledger/` and `job.json`; `results.json` has every figure with its deviation "
+            "Made by `make tables` from `ledger/`, `models/` and `job.json`; `results.json` has every figure with its deviation "
             "over redraws and its seconds.\n",
         ]
     )

@@ -1,7 +1,7 @@
 """Makes the tables of ``results/``: `make tables`. Nothing in them is written by hand.
 
-``results/SET/job.json`` and ``results/SET/ledger/`` (published by ``experiments.reproduce --publish``) give
-``results/SET/results.json`` and ``README.md``; ``results/benchmarks/*.json`` give ``results/benchmarks/README.md``.
+``job.json``, ``models/*.json`` and ``ledger/`` in ``results/SET/`` (published by ``experiments.reproduce --publish``)
+give its ``results.json`` and ``README.md``; ``results/benchmarks/*.json`` give ``results/benchmarks/README.md``.
 """
 
 import json
@@ -32,11 +32,12 @@ def _flat(record: dict[str, Any], prefix: str = "") -> list[dict[str, str]]:
 
 
 def write_results(directory: Path, data_set: str) -> list[dict[str, Any]]:
-    """Writes ``results.json`` and ``README.md`` of a folder with ``job.json`` and ``ledger/``; returns the rows."""
+    """Writes ``results.json`` and ``README.md`` of a folder from its job, models and ledger; returns the rows."""
     job = _read(directory / "job.json")
+    recipes = {path.stem: _read(path) for path in sorted(directory.glob("models/[!.]*.json"))}
     rows = results.make_rows(data_set, results.read_ledger(directory / "ledger"))
-    _write(directory / "results.json", json.dumps(job | {"rows": rows}, indent=1) + "\n")
-    _write(directory / "README.md", results.page(job, rows))
+    _write(directory / "results.json", json.dumps(job | {"models": recipes, "rows": rows}, indent=1) + "\n")
+    _write(directory / "README.md", results.page(job, recipes, rows))
     return rows
 
 

@@ -24,6 +24,8 @@ def job() -> None:
     stages = cost.training(run, examples, (name,), cost.speeds(run, examples))
     print(f"{run.config.title}: {name}, in {run.directory}\n{cost.say(stages)}", flush=True)
     learn.train_model(run, examples, learn.fit_filters(run, examples), name)
+    if jobs.PUBLISH.value:
+        jobs.publish(run, (name,), [run.directory / "filters.npz"])
     print(f"weights: {learn.weights_path(run, name)}")
 
 

@@ -66,7 +66,7 @@ def test_writes_results_and_report(finished):
     folder, result = finished
     assert "min  in all, roughly" in result.stdout.split("| attack")[0]
     rows = figures(folder)
-    # Clean on three forms; FGSM and PGD on the CNN (one form) and the rCNN (two), EoT and three worst cases, in two norms.
+    # Clean on three forms; in two norms FGSM and PGD on the CNN (one form) and the rCNN (two), EoT, three worst cases.
     assert len(rows) == 3 + 2 * (2 * 3 + 1 + 3)
     assert {row["N"] for row in rows} == {20, 10}
     assert all(row["wilson95"][0] <= row["accuracy"] <= row["wilson95"][1] for row in rows)

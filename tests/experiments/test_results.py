@@ -103,8 +103,9 @@ def job(tmp_path):
         "attack": {"scoring": 5, "selection": 10, "pgd": {"restarts": 1}, "eot": {"draws": 2, "steps": 3}},
     }
     record = {"commit": "abc", "device": "cpu", "cores": 2, "jax": "0", "config": config, "filters": 23}
-    (tmp_path / "mnist").mkdir()
-    (tmp_path / "mnist" / "job.json").write_text(json.dumps(record | {"models": {"rcnn": recipe}}))
+    (tmp_path / "mnist" / "models").mkdir(parents=True)
+    (tmp_path / "mnist" / "job.json").write_text(json.dumps(record))
+    (tmp_path / "mnist" / "models" / "rcnn.json").write_text(json.dumps(recipe))
     save_outcomes(tmp_path / "mnist" / "ledger" / "a.npz", outcomes("clean", [[1, 1, 0]]))
 
 

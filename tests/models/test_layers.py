@@ -129,6 +129,19 @@ def test_module_adds_its_bias(rng):
     np.testing.assert_allclose(found, loop_conv(images, kernel), atol=1e-4)
 
 
+def test_gradients_of_the_module_with_bias(rng):
+    """The bias has a gradient of its own: the cotangent's sum over batch and pixels."""
+    images, cotangent = normal(rng, 2, 5, 4, 3), normal(rng, 2, 5, 4, 6)
+    params = {"kernel": normal(rng, 3, 3, 3, 6), "bias": normal(rng, 6)}
+    module = Conv(6)
+    d_params, d_images = jax.vjp(lambda p, x: jnp.asarray(module.apply({"params": p}, x)), params, images)[1](cotangent)
+    _, expected_images, expected_kernel = value_and_gradients(native, images, params["kernel"], cotangent)
+    assert_close((d_images, d_params["kernel"]), (expected_images, expected_kernel))
+    np.testing.assert_allclose(d_params["bias"], np.asarray(cotangent, np.float64).sum((0, 1, 2)), atol=1e-5)
+    per_example = jax.vmap(jax.grad(lambda p, x: jnp.asarray(module.apply({"params": p}, x[None])).sum()), (None, 0))
+    np.testing.assert_allclose(per_example(params, images)["bias"], np.full((2, 6), 20.0), rtol=1e-6)
+
+
 def test_module_starts_at_the_scale_of_he(rng):
     """Variance 2 / (inputs of one output): what keeps ReLU networks at one scale through their depth."""
     params: Any = Conv(64).init(jax.random.key(1), normal(rng, 1, 4, 4, 32))["params"]
