@@ -47,19 +47,17 @@ def job() -> None:
     if jobs.PUBLISH.value:
         ledger = sorted(run.directory.glob("ledger/[!.]*.npz"))
         jobs.publish(run, config.models, [*ledger, run.directory / "filters.npz", run.directory / "job.json"])
-    headings, lines = results.table(rows)
+    (headings, lines), note = results.table(rows), results.note(config.to_dict())
     report = run.directory / "report.html"
     write_report(
         report,
         title=config.title,
-        summary=f"{results.note(record['config'])} Computed on {jax.devices()[0].device_kind}.",
+        summary=f"{note} Computed on {jax.devices()[0].device_kind}.",
         table=lines,
         sections=figures.sections(run, examples.test, filters, forms),
     )
     seconds = time.perf_counter() - began
-    print(
-        f"\n{format_table(headings, lines)}\n\n{results.note(record['config'])}\n\nreport: {report}  ({seconds:.0f} s)"
-    )
+    print(f"\n{format_table(headings, lines)}\n\n{note}\n\nreport: {report}  ({seconds:.0f} s)")
 
 
 if __name__ == "__main__":

@@ -117,6 +117,10 @@ def _rank(row: dict[str, Any]) -> tuple[int, float, int]:
     return norms.index(row["norm"]), row["epsilon"], attacks.index(row["attack"].split("-")[0])
 
 
+def _attack(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["model"], row["attack"], row["norm"], row["epsilon"]
+
+
 def _column(row: dict[str, Any]) -> tuple[str, str]:
     return row["model"], row["scored_on"]
 
@@ -154,9 +158,7 @@ def page(job: dict[str, Any], recipes: dict[str, dict[str, Any]], rows: list[dic
         for name, recipe in recipes.items()
     ]
     commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
-    crafting = {
-        (r["model"], r["attack"], r["norm"], r["epsilon"]): r["crafting seconds"] for r in rows if r["attack"] != WORST
-    }
+    crafting = {_attack(row): row["crafting seconds"] for row in rows if row["attack"] != WORST}
     seconds = sum(crafting.values()) + sum(row.get("scoring seconds", 0) for row in rows)
     origin = (
         f"Profile {config['profile']}, seed {config['seed']}, commit {commits}, {job['device']}, {job['cores']} cores, "
@@ -170,7 +172,7 @@ def page(job: dict[str, Any], recipes: dict[str, dict[str, Any]], rows: list[dic
             format_table(headings, lines),
             "## The models\n\nTraining accuracy is that of the steps' batches, with dropout.",
             format_table(list(trained[0]), trained),
-            "Made by `make tables` from `ledger/`, `models/` and `job.json`; `results.json` has every figure with its deviation "
-            "over redraws and its seconds.\n",
+            "Made by `make tables` from `ledger/`, `models/` and `job.json`; `results.json` has every figure with its "
+            "deviation over redraws and its seconds.\n",
         ]
     )
