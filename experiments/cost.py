@@ -86,6 +86,6 @@ def attacking(run: Run, speed: Speeds) -> list[Stage]:
 def say(stages: list[Stage]) -> str:
     """The estimate as text."""
     if not stages:
-        return "everything is done already"
+        return "  everything is done already; remove that folder to do it again"
     lines = [f"  {seconds / 60:6.1f} min  {name}" for name, seconds in stages]
     return "\n".join([*lines, f"  {sum(seconds for _, seconds in stages) / 60:6.1f} min  in all, roughly"])

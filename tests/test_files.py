@@ -1,11 +1,13 @@
 """Files are replaced whole or not at all."""
 
+import errno
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from rbf_jax.files import replacing
+from rbf_jax.files import read_npz, replacing
 
 
 @pytest.fixture
@@ -82,3 +84,47 @@ def test_two_writers_do_not_mix(path):
         other.write_text("the first to end")
     assert path.read_text() == "the first to start"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_full_disk_names_the_file(path):
+    def full():
+        with replacing(path) as temporary:
+            temporary.write_text("half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match=r"cannot write .*No space left on device.*What was there before stays") as error:
+        full()
+    assert error.value.errno == errno.ENOSPC
+    assert str(path) in str(error.value)
+    assert path.read_text() == "old"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_read_npz_reads_all_arrays(tmp_path):
+    arrays = {"a": np.arange(6.0).reshape(2, 3), "text": np.array("{}"), "none": np.zeros((0, 4), bool)}
+    np.savez_compressed(tmp_path / "x.npz", **arrays)
+    found = read_npz(tmp_path / "x.npz", "a file", "Do this")
+    assert found.keys() == arrays.keys()
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_read_npz_refuses_damage_with_the_name_and_a_way_out(tmp_path, rng, compressed):
+    path = tmp_path / "x.npz"
+    (np.savez_compressed if compressed else np.savez)(path, a=rng.normal(size=50), b=np.arange(5))
+    whole, refused = path.read_bytes(), 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= int(rng.integers(1, 256))
+        path.write_bytes(damaged if rng.uniform() < 0.9 else damaged[: rng.integers(len(whole))])
+        try:
+            read_npz(path, "a ledger", "Remove it")
+        except ValueError as error:
+            message = str(error)
+            assert message.startswith(f"{path} is not a ledger, or damaged: ")
+            assert message.endswith("Remove it")
+            refused += 1
+    assert refused > 200
+    with pytest.raises(FileNotFoundError):
+        read_npz(tmp_path / "none.npz", "a ledger", "Remove it")

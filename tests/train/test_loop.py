@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from jax.tree_util import Partial
 
 from rbf_jax import train
-from rbf_jax.models import Classifier
+from rbf_jax.models import Classifier, from_nnx
 from rbf_jax.train import loop
 
 SHAPE = (4, 4, 1)
@@ -228,6 +229,40 @@ def test_an_augmentation_replaces_the_batch(examples):
     assert variables["seen"] == 80 + 5 * 20
     assert history.accuracy[-1] == 1
     assert (examples[0].reshape(90, -1) @ np.asarray(variables["params"])).argmax(-1).tolist() == [0] * 90
+
+
+class Net(nnx.Module):
+    def __init__(self, rngs):
+        self.dense = nnx.Linear(16, 3, rngs=rngs)
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+    def __call__(self, images):
+        return self.dense(self.dropout(images.reshape(images.shape[0], -1)))
+
+
+def test_an_nnx_module_survives_its_training_and_resumes(examples, tmp_path):
+    module = Net(nnx.Rngs(0))
+    before = np.array(module.dense.kernel[...])
+
+    def run(**changes):
+        arguments = {"optimizer": optax.adam(0.1), "epochs": 3, "batch_size": 40, "progress": None} | changes
+        return train.fit(jax.random.key(0), from_nnx(module), *examples, **arguments)
+
+    whole = run()
+    np.testing.assert_array_equal(module.dense.kernel[...], before)
+
+    def stop(record):
+        if record["epoch"] == 2:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run(checkpoints=tmp_path, log=stop)
+    resumed = run(checkpoints=tmp_path)
+    assert_same(jax.tree.map(plain, resumed), jax.tree.map(plain, whole))
+
+
+def plain(leaf):
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
 
 def test_new_augmentations_of_one_kind_compile_nothing(examples):
