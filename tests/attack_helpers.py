@@ -27,6 +27,12 @@ def make(kind: str, name: str, *, loss: Loss = attacks.margin, epsilon: float = 
     """One attack of each kind, always the same object: `compiled` then compiles it once for all tests."""
     if kind == "fgsm":
         return attacks.fgsm(NORMS[name], epsilon=epsilon, loss=loss)
+    if kind == "mi_fgsm":
+        return attacks.mi_fgsm(NORMS[name], epsilon=epsilon, steps=3, loss=loss)
+    if kind == "apgd":
+        return attacks.apgd(NORMS[name], epsilon=epsilon, steps=6, restarts=2, loss=loss)
+    if kind == "apgd_t":
+        return attacks.apgd_t(NORMS[name], epsilon=epsilon, steps=4, classes=2, loss=loss)
     return attacks.pgd(NORMS[name], epsilon=epsilon, steps=3, restarts=2, step_size=0.05, loss=loss)
 
 

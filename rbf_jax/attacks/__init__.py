@@ -4,13 +4,17 @@ attack = attacks.pgd(attacks.Linf, epsilon=0.3, steps=100, step_size=0.01, resta
 result = jax.jit(attack)(key, logits_fn, images, labels)
 """
 
+from rbf_jax.attacks.apgd import apgd as apgd
+from rbf_jax.attacks.apgd import apgd_t as apgd_t
 from rbf_jax.attacks.fgsm import fgsm as fgsm
 from rbf_jax.attacks.gradients import Estimator as Estimator
 from rbf_jax.attacks.gradients import eot as eot
 from rbf_jax.attacks.gradients import exact as exact
 from rbf_jax.attacks.losses import Loss as Loss
 from rbf_jax.attacks.losses import cross_entropy as cross_entropy
+from rbf_jax.attacks.losses import dlr as dlr
 from rbf_jax.attacks.losses import margin as margin
+from rbf_jax.attacks.mi_fgsm import mi_fgsm as mi_fgsm
 from rbf_jax.attacks.norms import L2 as L2
 from rbf_jax.attacks.norms import Linf as Linf
 from rbf_jax.attacks.pgd import pgd as pgd

@@ -1,4 +1,6 @@
-"""What every attack does first and last: arguments checked and spread over the examples, results counted."""
+"""What every attack does: arguments checked and spread over the examples, the best iterate kept, results counted."""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +47,36 @@ def is_misled(logits: Array, labels: Array, targets: Array | None) -> Array:
     predicted = logits.argmax(-1)
     misled = predicted != labels if targets is None else predicted == targets
     return misled & ~jnp.isnan(logits).any(-1)
+
+
+class Best(NamedTuple):
+    """The best iterate so far of each example: a success before a failure, then the higher loss.
+
+    Attributes:
+        images: ``(B, H, W, C)``.
+        success: bool ``(B,)``.
+        loss: ``(B,)``.
+    """
+
+    images: Array
+    success: Array
+    loss: Array
+
+
+def no_best(images: Array) -> Best:
+    """Before the first iterate: the images themselves, which anything replaces."""
+    return Best(images, jnp.zeros(images.shape[:1], bool), jnp.full(images.shape[:1], -jnp.inf))
+
+
+def better(best: Best, images: Array, logits: Array, loss: Array, labels: Array, targets: Array | None) -> Best:
+    """The better of the best so far and an iterate with its logits and loss."""
+    success = is_misled(logits, labels, targets)
+    wins = (success & ~best.success) | ((success == best.success) & (loss > best.loss))
+    return Best(
+        jnp.where(wins.reshape(-1, *[1] * (images.ndim - 1)), images, best.images),
+        success | best.success,
+        jnp.where(wins, loss, best.loss),
+    )
 
 
 def result(

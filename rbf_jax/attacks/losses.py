@@ -38,3 +38,24 @@ def margin(logits: Array, labels: Array, targets: Array | None) -> Array:
     if targets is None:
         return best_other(logits, labels) - pick(logits, labels)
     return pick(logits, targets) - best_other(logits, targets)
+
+
+def dlr(logits: Array, labels: Array, targets: Array | None) -> Array:
+    """Difference of logits ratio: the margin in units of the gaps between the largest logits, so free of their scale.
+
+    ``(max_{i != y} z_i - z_y) / (z_pi1 - z_pi3 + 1e-12)``, with ``pi`` the classes by falling logit; towards a target
+    ``(z_t - z_y) / (z_pi1 - (z_pi3 + z_pi4) / 2 + 1e-12)``.
+
+    Raises:
+        ValueError: fewer than 3 classes, or than 4 with a target.
+
+    Reference: Croce and Hein, ICML 2020.
+    """
+    least, classes = 3 if targets is None else 4, logits.shape[-1]
+    if classes < least:
+        raise ValueError(f"dlr needs at least {least} classes, got {classes}: use margin")
+    largest = jax.lax.top_k(logits, least)[0]
+    if targets is None:
+        return margin(logits, labels, None) / (largest[:, 0] - largest[:, 2] + 1e-12)
+    gap = pick(logits, targets) - pick(logits, labels)
+    return gap / (largest[:, 0] - 0.5 * (largest[:, 2] + largest[:, 3]) + 1e-12)

@@ -1,34 +1,14 @@
 """Projected gradient descent."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
-from rbf_jax.attacks.driver import fold_in, into_ball, is_misled, result, spread_arguments
+from rbf_jax.attacks.driver import Best, better, fold_in, into_ball, no_best, result, spread_arguments
 from rbf_jax.attacks.gradients import Estimator, Look, exact
 from rbf_jax.attacks.losses import Loss, cross_entropy
 from rbf_jax.attacks.norms import per_example
 from rbf_jax.checks import check_count, check_not_negative, check_positive
 from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn, Norm
-
-
-class _Best(NamedTuple):
-    """The best iterate so far of each example: a success before a failure, then the higher loss."""
-
-    images: Array
-    success: Array
-    loss: Array
-
-
-def _better(best: _Best, images: Array, seen: Look, labels: Array, targets: Array | None) -> _Best:
-    success = is_misled(seen.logits, labels, targets)
-    wins = (success & ~best.success) | ((success == best.success) & (seen.loss > best.loss))
-    return _Best(
-        jnp.where(per_example(wins, images), images, best.images),
-        success | best.success,
-        jnp.where(wins, seen.loss, best.loss),
-    )
 
 
 def pgd(
@@ -89,13 +69,13 @@ def pgd(
         def look(keys: Key, x: Array, *, with_gradient: bool) -> Look:
             return gradient.look(keys, logits_fn, loss, x, labels, targets, with_gradient=with_gradient)
 
-        def restart(number: Array, best: _Best) -> _Best:
+        def restart(number: Array, best: Best) -> Best:
             run_keys = fold_in(keys, number)
 
-            def step(number: Array, carry: tuple[Array, _Best]) -> tuple[Array, _Best]:
+            def step(number: Array, carry: tuple[Array, Best]) -> tuple[Array, Best]:
                 x, best = carry
                 seen = look(fold_in(run_keys, number + 1), x, with_gradient=True)
-                best = _better(best, x, seen, labels, targets)
+                best = better(best, x, seen.logits, seen.loss, labels, targets)
                 return into_ball(norm, images, x + length * norm.direction(seen.gradient), radius), best
 
             start = images
@@ -103,10 +83,10 @@ def pgd(
                 start = images + norm.sample(fold_in(run_keys, 0), images.shape, radius)
                 start = into_ball(norm, images, start, radius)
             x, best = jax.lax.fori_loop(0, steps, step, (start, best))
-            return _better(best, x, look(fold_in(run_keys, steps + 1), x, with_gradient=False), labels, targets)
+            seen = look(fold_in(run_keys, steps + 1), x, with_gradient=False)
+            return better(best, x, seen.logits, seen.loss, labels, targets)
 
-        nothing = _Best(images, jnp.zeros(labels.shape, bool), jnp.full(labels.shape, -jnp.inf))
-        best = jax.lax.fori_loop(0, restarts, restart, nothing)
+        best = jax.lax.fori_loop(0, restarts, restart, no_best(jnp.asarray(images)))
         forwards = restarts * (steps + 1) * gradient.draws
         return result(norm, images, best.images, best.success, forwards, restarts * steps * gradient.draws)
 

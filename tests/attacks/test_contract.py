@@ -27,7 +27,10 @@ from jax.tree_util import Partial
 from rbf_jax import attacks
 from rbf_jax.types import LogitsFn
 
-COMBINATIONS = [(kind, name) for kind in ("fgsm", "pgd") for name in NORMS]
+KINDS = ["fgsm", "pgd", "mi_fgsm", "apgd", "apgd_t"]
+COMBINATIONS = [(kind, name) for kind in KINDS for name in NORMS]
+TARGETED = [("fgsm", "l2", True), ("pgd", "linf", True), ("mi_fgsm", "linf", True), ("apgd", "l2", True)]
+STARTS_AT_RANDOM = {"pgd", "apgd", "apgd_t"}
 all_attacks = pytest.mark.parametrize(("kind", "name"), COMBINATIONS, ids=[" ".join(pair) for pair in COMBINATIONS])
 norms = pytest.mark.parametrize("name", NORMS)
 KEYS = jax.random.split(KEY, 8)
@@ -40,8 +43,8 @@ def everywhere(value) -> jax.Array:
 
 @pytest.mark.parametrize(
     ("kind", "name", "targeted"),
-    [(*pair, False) for pair in COMBINATIONS] + [("fgsm", "l2", True), ("pgd", "linf", True)],
-    ids=[" ".join(pair) for pair in COMBINATIONS] + ["fgsm l2 targeted", "pgd linf targeted"],
+    [(*pair, False) for pair in COMBINATIONS] + TARGETED,
+    ids=[" ".join(pair) for pair in COMBINATIONS] + [f"{kind} {name} targeted" for kind, name, _ in TARGETED],
 )
 def test_box_and_ball(kind, name, targeted):
     attack, rates = compiled(kind, name), []
@@ -77,9 +80,11 @@ def test_ball_where_all_pixels_round_the_same_way(kind, name):
     images = jnp.asarray(np.broadcast_to(pixels[:, None, None, None], (46, 28, 28, 1)))
     # The brighter, the more of class 1, which never wins.
     model = linear(np.tile([-1.0, 1.0], (784, 1)), [1e4, 0.0])
-    attack = attacks.fgsm(NORMS[name], epsilon=0.1, loss=attacks.margin)
+    attack = make(kind, name)
     if kind == "pgd":
         attack = attacks.pgd(NORMS[name], epsilon=0.1, steps=3, loss=attacks.margin, random_start=False)
+    if kind == "apgd_t":
+        attack = attacks.apgd_t(NORMS[name], epsilon=0.1, steps=3, classes=1, loss=attacks.margin)
     attack = jax.jit(attack)
     for epsilon in (0.003, 0.01, 0.04):
         result = attack(KEY, model, images, jnp.zeros(46, jnp.int32), epsilon=jnp.full(46, epsilon))
@@ -87,7 +92,7 @@ def test_ball_where_all_pixels_round_the_same_way(kind, name):
         assert_within(result, images, epsilon, name)
 
 
-@pytest.mark.parametrize("kind", ["fgsm", "pgd"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_own_epsilon_is_the_default(kind):
     images, model = mixed(0, 8), mlp(0)
     labels = own_labels(model, images)
@@ -117,7 +122,11 @@ def test_epsilon_0_returns_the_images(kind, name):
     assert np.all(result.distance == 0)
 
 
-@pytest.mark.parametrize(("kind", "name"), [("fgsm", "linf"), ("pgd", "l2")], ids=["fgsm linf", "pgd l2"])
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [("fgsm", "linf"), ("pgd", "l2"), ("mi_fgsm", "l2"), ("apgd", "linf"), ("apgd_t", "l2")],
+    ids=lambda value: value,
+)
 def test_batches_and_their_order_change_nothing(kind, name):
     """With one key for each example, which moves along with it."""
     images, model = mixed(3, 8), mlp(3)
@@ -131,7 +140,7 @@ def test_batches_and_their_order_change_nothing(kind, name):
             np.testing.assert_allclose(found, np.asarray(expected)[rows], atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["fgsm", "pgd"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_keys(kind):
     """A single key is split by position; the same key gives the same result, another one another."""
     images, model = mixed(3, 8), mlp(3)
@@ -142,11 +151,10 @@ def test_keys(kind):
     other = compiled(kind, "linf")(jax.random.split(jax.random.key(1), 8), model, images, labels, epsilon=epsilon)
     jax.tree.map(np.testing.assert_array_equal, single, again)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), single, split)
-    starts_at_random = kind == "pgd"
-    assert np.any(np.asarray(split.images != other.images)) == starts_at_random
+    assert np.any(np.asarray(split.images != other.images)) == (kind in STARTS_AT_RANDOM)
 
 
-@pytest.mark.parametrize("kind", ["fgsm", "pgd"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_compiled_or_not(kind):
     images, model = mixed(4, 8), mlp(4)
     arguments = KEYS, model, images, own_labels(model, images)
@@ -208,7 +216,13 @@ def hostile(function) -> LogitsFn:
 
 @pytest.mark.parametrize("function", HOSTILE, ids=lambda function: function.__name__[1:])
 @pytest.mark.parametrize(
-    ("kind", "loss"), [("fgsm", attacks.cross_entropy), ("pgd", attacks.margin)], ids=["fgsm", "pgd"]
+    ("kind", "loss"),
+    [
+        ("fgsm", attacks.cross_entropy),
+        *((kind, attacks.margin) for kind in ("pgd", "mi_fgsm", "apgd")),
+        ("apgd", attacks.dlr),
+    ],
+    ids=["fgsm", "pgd", "mi_fgsm", "apgd", "apgd dlr"],
 )
 @norms
 def test_useless_gradients_do_no_harm(function, kind, loss, name):
@@ -276,6 +290,9 @@ COUNTED = {
     "fgsm": (attacks.fgsm(attacks.Linf, epsilon=0.1), 2, 1),
     "fgsm eot": (attacks.fgsm(attacks.Linf, epsilon=0.1, gradient=attacks.eot(3)), 6, 3),
     "pgd": (attacks.pgd(attacks.Linf, epsilon=0.1, steps=4, random_start=False), 5, 4),
+    "mi_fgsm": (attacks.mi_fgsm(attacks.L2, epsilon=0.1, steps=4), 5, 4),
+    "apgd restarts": (attacks.apgd(attacks.Linf, epsilon=0.1, steps=4, restarts=2), 10, 10),
+    "apgd_t": (attacks.apgd_t(attacks.Linf, epsilon=0.1, steps=3, classes=2), 9, 8),
     "pgd restarts eot": (attacks.pgd(attacks.Linf, epsilon=0.1, steps=2, restarts=2, gradient=attacks.eot(3)), 18, 12),
 }
 
@@ -366,8 +383,13 @@ BAD = {
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
 @pytest.mark.parametrize(
     "attack",
-    [attacks.fgsm(attacks.Linf, epsilon=0.1), attacks.pgd(attacks.L2, epsilon=0.1, steps=1)],
-    ids=["fgsm", "pgd"],
+    [
+        attacks.fgsm(attacks.Linf, epsilon=0.1),
+        attacks.pgd(attacks.L2, epsilon=0.1, steps=1),
+        attacks.mi_fgsm(attacks.L2, epsilon=0.1, steps=1),
+        attacks.apgd(attacks.Linf, epsilon=0.1, steps=1),
+    ],
+    ids=["fgsm", "pgd", "mi_fgsm", "apgd"],
 )
 def test_bad_arguments_are_named(attack, arguments, message):
     options = GOOD | arguments
@@ -386,6 +408,11 @@ BAD_SETTINGS = {
         lambda: attacks.pgd(attacks.Linf, epsilon=0.1, steps=1, restarts=3, random_start=False),
         "restarts .*3",
     ),
+    "mi_fgsm epsilon": (lambda: attacks.mi_fgsm(attacks.Linf, epsilon=-1.0), "epsilon .*-1.0"),
+    "mi_fgsm decay": (lambda: attacks.mi_fgsm(attacks.Linf, epsilon=0.1, decay=-0.5), "decay .*-0.5"),
+    "mi_fgsm step": (lambda: attacks.mi_fgsm(attacks.Linf, epsilon=0.1, step_size=0.0), "step_size .*0.0"),
+    "apgd steps": (lambda: attacks.apgd(attacks.Linf, epsilon=0.1, steps=0), "steps .*0"),
+    "apgd_t classes": (lambda: attacks.apgd_t(attacks.Linf, epsilon=0.1, classes=0), "classes .*0"),
     "no draws": (lambda: attacks.eot(0), "draws .*0"),
     "half a draw": (lambda: attacks.eot(2.5), "draws .*2.5"),  # type: ignore[arg-type]
 }

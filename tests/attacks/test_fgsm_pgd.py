@@ -25,6 +25,10 @@ BATCH = 12
 def attack_of(kind, name, loss):
     if kind == "fgsm":
         return jax.jit(attacks.fgsm(NORMS[name], epsilon=1.0, loss=loss))
+    if kind == "mi_fgsm":
+        return jax.jit(attacks.mi_fgsm(NORMS[name], epsilon=1.0, loss=loss))
+    if kind == "apgd":
+        return jax.jit(attacks.apgd(NORMS[name], epsilon=1.0, steps=40, loss=loss))
     # Short steps against the size of the balls below (0.01 to 0.1), and enough of them to cross one. From a random
     # start where the way from everywhere is the same: with ten classes it may lead to another one.
     random_start = loss is attacks.cross_entropy and name == "linf"
@@ -83,7 +87,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("problem", "loss"), CASES.values(), ids=CASES.keys())
-@pytest.mark.parametrize("kind", ["fgsm", "pgd"])
+@pytest.mark.parametrize("kind", ["fgsm", "pgd", "mi_fgsm", "apgd"])
 @norms
 def test_linear_models_fall_at_their_distance(problem, loss, kind, name):
     """From 1.01 times the smallest perturbation on, and not at 0.99 times."""
