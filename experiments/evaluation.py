@@ -4,9 +4,10 @@ Attacks without noise are crafted on the ``static`` form and scored on ``static`
 noisy draws, fresh noise). BPDA + EoT is crafted on ``bpda``, which sees noise, and scored on ``predict``.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -33,6 +34,7 @@ class Cell(NamedTuple):
         scored_on: the forms that classify the result.
         examples: how many.
         passes: gradient passes for each example, for the estimate of the time.
+        settings: of the attack; JSON values.
     """
 
     model: str
@@ -43,6 +45,7 @@ class Cell(NamedTuple):
     scored_on: tuple[str, ...]
     examples: int
     passes: int
+    settings: dict[str, Any]
 
     @property
     def name(self) -> str:
@@ -54,32 +57,37 @@ class Cell(NamedTuple):
 def cells(config: Config) -> Iterator[Cell]:
     """All cells, in the order of the table."""
     attack, total = config.attack, config.examples.test
+    pgd, apgd, eot = (attack[name].to_dict() for name in ("pgd", "apgd", "eot"))
     for model in config.models:
         both = ("static", "predict") if FRONT[model] else ("static",)
-        yield Cell(model, "clean", "", 0.0, "", both, total, 0)
+        yield Cell(model, "clean", "", 0.0, "", both, total, 0, {})
     for norm, epsilon in attack.budgets:
         for model in config.models:
             both = ("static", "predict") if FRONT[model] else ("static",)
             count = min(attack.static_examples, total)
-            pgd = attack.pgd.steps * attack.pgd.restarts
-            yield Cell(model, "FGSM", norm, epsilon, "static", both, count, 1)
-            yield Cell(model, f"PGD-{attack.pgd.steps}", norm, epsilon, "static", both, count, pgd)
+            for name, passes, settings in (
+                ("FGSM", 1, {}),
+                (f"PGD-{pgd['steps']}", pgd["steps"] * pgd["restarts"], pgd),
+                (f"APGD-{apgd['steps']}", (apgd["steps"] + 1) * apgd["restarts"], apgd),
+            ):
+                if settings.get("steps") != 0:  # 0 leaves an attack out
+                    yield Cell(model, name, norm, epsilon, "static", both, count, passes, settings)
             if FRONT[model]:
                 count = min(attack.eot_examples, total)
-                passes = attack.eot.steps * attack.eot.draws
-                yield Cell(model, "BPDA+EoT", norm, epsilon, "bpda", ("predict",), count, passes)
+                passes = eot["steps"] * eot["draws"]
+                yield Cell(model, "BPDA+EoT", norm, epsilon, "bpda", ("predict",), count, passes, eot)
 
 
-def make_attack(config: Config, cell: Cell) -> Attack:
+def make_attack(cell: Cell) -> Attack:
     """The attack of a cell."""
-    norm, settings = NORMS[cell.norm], config.attack
+    norm, settings = NORMS[cell.norm], cell.settings
     if cell.attack == "FGSM":
         return attacks.fgsm(norm, epsilon=cell.epsilon)
+    if cell.attack.startswith("APGD"):
+        return attacks.apgd(norm, epsilon=cell.epsilon, **settings)
     if cell.attack == "BPDA+EoT":
-        return attacks.pgd(
-            norm, epsilon=cell.epsilon, steps=settings.eot.steps, gradient=attacks.eot(settings.eot.draws)
-        )
-    return attacks.pgd(norm, epsilon=cell.epsilon, **settings.pgd)
+        return attacks.pgd(norm, epsilon=cell.epsilon, steps=settings["steps"], gradient=attacks.eot(settings["draws"]))
+    return attacks.pgd(norm, epsilon=cell.epsilon, **settings)
 
 
 def drawn(config: Config, count: int) -> np.ndarray:
@@ -93,7 +101,7 @@ def craft(run: Run, examples: Examples, cell: Cell, logits_fn: LogitsFn) -> Atta
     rows = drawn(run.config, cell.examples)
     return evaluate.run_attack(
         jax.random.key(run.config.seed + 1),
-        make_attack(run.config, cell),
+        make_attack(cell),
         logits_fn,
         examples.images[rows],
         examples.labels[rows],
@@ -118,24 +126,37 @@ def evaluate_cell(run: Run, examples: Examples, cell: Cell, forms: dict[str, Log
     """Crafts and scores a cell; one ledger for each form that scores it.
 
     Raises:
-        ValueError: a ledger that is there already is of other weights.
+        ValueError: a ledger that is there already is of other weights or of other settings.
     """
     for form in cell.scored_on:
-        path, weights = outcome_path(run, cell, form), evaluate.fingerprint(forms[form])
+        path, config = outcome_path(run, cell, form), run.config
+        redraws = (config.attack.selection, config.attack.scoring) if form == "predict" else (0, 1)
+        if cell.attack == "clean":
+            redraws = (0, redraws[1])  # nothing to select
+        determined = {
+            **cell._asdict(),
+            "scored_on": form,
+            "redraws": redraws,
+            "profile": config.profile,
+            "seed": config.seed,
+            "weights": evaluate.fingerprint(forms[form]),
+        }
+        determined = json.loads(json.dumps(determined))
         if not path.exists():
-            evaluate.save_outcomes(path, _outcomes(run, examples, cell, form, forms, weights))
-        elif evaluate.load_outcomes(path).facts["weights"] != weights:
-            raise ValueError(f"{path} is of other weights. Remove {run.directory / 'ledger'} to evaluate these")
+            evaluate.save_outcomes(path, _outcomes(run, examples, cell, forms, determined))
+        found = evaluate.load_outcomes(path).facts
+        for name, value in determined.items():
+            if found.get(name) != value:
+                wrong = f"its {name} is {found.get(name)!r}, not {value!r}"
+                raise ValueError(f"{path} is of another evaluation: {wrong}. Remove {path.parent} to evaluate anew")
 
 
 def _outcomes(
-    run: Run, examples: Examples, cell: Cell, form: str, forms: dict[str, LogitsFn], weights: str
+    run: Run, examples: Examples, cell: Cell, forms: dict[str, LogitsFn], determined: dict[str, Any]
 ) -> Outcomes:
-    config, rows = run.config, drawn(run.config, cell.examples)
+    config, rows, form = run.config, drawn(run.config, cell.examples), determined["scored_on"]
+    selection, scoring = determined["redraws"]
     images = craft(run, examples, cell, forms[cell.crafted_on]).images if cell.norm else examples.images[rows]
-    selection, scoring = (config.attack.selection, config.attack.scoring) if form == "predict" else (0, 1)
-    if cell.attack == "clean":
-        selection = 0  # nothing to select
     parts = Parts(run.directory / "attacks" / f"{cell.name}-{form}", cell._asdict() | {"form": form})
     survived = evaluate.survival(
         jax.random.key(config.seed + 2),  # not the attack's: a prediction is made under fresh noise
@@ -148,19 +169,8 @@ def _outcomes(
         parts=parts,
         progress=f"  scored on {form}" if cell.norm else f"clean on {cell.model}, {form}",
     )
-    facts = provenance() | {
-        "profile": config.profile,
-        "seed": config.seed,
-        "model": cell.model,
-        "attack": cell.attack,
-        "norm": cell.norm,
-        "epsilon": cell.epsilon,
-        "crafted_on": cell.crafted_on,
-        "scored_on": form,
-        "gradient passes": cell.passes,
-        "weights": weights,
-        "crafting seconds": round(crafted_in(run, cell).seconds(), 1) if cell.norm else 0.0,
-        "scoring seconds": round(parts.seconds(), 1),
-    }
+    facts = provenance() | determined
+    facts["crafting seconds"] = round(crafted_in(run, cell).seconds(), 1) if cell.norm else 0.0
+    facts["scoring seconds"] = round(parts.seconds(), 1)
     run.log({"stage": "evaluate", "cell": cell.name, "form": form, "accuracy": survived[selection:].mean()} | facts)
     return Outcomes(rows, survived[:selection], survived[selection:], facts)

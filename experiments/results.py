@@ -113,7 +113,7 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def _rank(row: dict[str, Any]) -> tuple[int, float, int]:
-    norms, attacks = ("", "linf", "l2", "l1"), ("clean", "FGSM", "PGD", "BPDA+EoT", WORST)
+    norms, attacks = ("", "linf", "l2", "l1"), ("clean", "FGSM", "PGD", "APGD", "BPDA+EoT", WORST)
     return norms.index(row["norm"]), row["epsilon"], attacks.index(row["attack"].split("-")[0])
 
 
@@ -131,9 +131,10 @@ def note(config: dict[str, Any]) -> str:
     return (
         "Accuracy in percent with its 95 % Wilson interval; in brackets behind the paper's number the difference, ours "
         f"minus the paper's. rCNN: mean of {config['draws']} noisy draws at beta2 = {config['beta2']:g}, scored on "
-        f"{attack['scoring']} fresh redraws. Static attacks (FGSM, PGD with {attack['pgd']['restarts']} restart) are "
-        f"crafted without noise, BPDA+EoT ({attack['eot']['draws']} draws x {attack['eot']['steps']} steps) with it. "
-        f"'{WORST}': per example, its worst attack picked on {attack['selection']} other redraws. The paper says "
+        f"{attack['scoring']} fresh redraws. FGSM, PGD and APGD maximise the cross-entropy and are crafted without "
+        f"noise, PGD from {attack['pgd']['restarts']} start(s), step {attack['pgd']['step_size'] or 'by default'}; "
+        f"BPDA+EoT ({attack['eot']['draws']} draws x {attack['eot']['steps']} steps) is crafted with noise. '{WORST}': "
+        f"per example, its worst attack picked on {attack['selection']} other redraws. The paper says "
         "nothing of steps, restarts and losses. Stronger attacks leave less."
     )
 

@@ -54,6 +54,7 @@ def get_config(profile: str | None = None) -> Any:
                 "eot_examples": 200,
                 "batch_size": 20,
                 "pgd": {"steps": 20, "step_size": 0.004, "restarts": 1},
+                "apgd": {"steps": 100, "restarts": 1},
                 "eot": {"steps": 20, "draws": 10},
                 "selection": 10,
                 "scoring": 5,
@@ -66,6 +67,7 @@ def get_config(profile: str | None = None) -> Any:
         config.train.epochs = 1
         config.noise.bank_epoch, config.noise.bank_examples, config.noise.bank_steps = 0, 20, 2
         config.attack.pgd, config.attack.static_examples = {"steps": 3, "step_size": None, "restarts": 1}, 20
+        config.attack.apgd.steps = 0  # leaves it out
         config.attack.eot = {"steps": 2, "draws": 2}
         config.attack.eot_examples = 20
         config.attack.selection, config.attack.scoring = 1, 1

@@ -56,6 +56,7 @@ def get_config(profile: str | None = None) -> Any:
                 "eot_examples": 1_000,
                 "batch_size": 100,
                 "pgd": {"steps": 100, "step_size": 0.01, "restarts": 1},
+                "apgd": {"steps": 100, "restarts": 1},
                 "eot": {"steps": 50, "draws": 20},
                 # Redraws of the m-draw prediction that pick an example's worst attack, and that score it.
                 "selection": 10,
@@ -69,6 +70,7 @@ def get_config(profile: str | None = None) -> Any:
         config.train.epochs = 2
         config.noise.bank_epoch, config.noise.bank_examples, config.noise.bank_steps = 1, 200, 3
         config.attack.pgd, config.attack.static_examples = {"steps": 5, "step_size": None, "restarts": 1}, 100
+        config.attack.apgd.steps = 0  # leaves it out
         config.attack.eot = {"steps": 2, "draws": 2}
         config.attack.eot_examples, config.attack.batch_size = 40, 20
         config.attack.selection, config.attack.scoring = 1, 2

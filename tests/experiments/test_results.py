@@ -100,7 +100,12 @@ def job(tmp_path):
     config = {
         "title": "A title",
         **{"profile": "smoke", "seed": 3, "draws": 10, "beta2": 1.75},
-        "attack": {"scoring": 5, "selection": 10, "pgd": {"restarts": 1}, "eot": {"draws": 2, "steps": 3}},
+        "attack": {
+            "scoring": 5,
+            "selection": 10,
+            "pgd": {"restarts": 1, "step_size": 0.01},
+            "eot": {"draws": 2, "steps": 3},
+        },
     }
     record = {"commit": "abc", "device": "cpu", "cores": 2, "jax": "0", "config": config, "filters": 23}
     (tmp_path / "mnist" / "models").mkdir(parents=True)

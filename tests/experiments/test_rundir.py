@@ -38,6 +38,11 @@ def test_another_configuration_is_refused(tmp_path, change, name):
     assert "WORKDIR" in str(error.value)
 
 
+def test_attacks_and_models_may_change(tmp_path):
+    open_run(tmp_path, config(attack={"steps": 3}, models=("cnn",)))
+    open_run(tmp_path, config(attack={"steps": 4}, models=("cnn", "rcnn")))
+
+
 def test_a_damaged_configuration_is_refused(tmp_path):
     open_run(tmp_path, config())
     (tmp_path / "config.json").write_text("{")
