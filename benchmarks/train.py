@@ -128,12 +128,12 @@ def main() -> None:
     cases = {
         "4-layer CNN": (
             *(models.CNN(), optax.adam(1e-3), torch_cnn, lambda p: torch.optim.Adam(p, 1e-3)),
-            *((128, 28, 28, 1), step_flops(28, ((32, 32), (64, 64)), 1, (3136, 200, 200, 10)), 9),
+            *((128, 28, 28, 1), step_flops(28, ((32, 32), (64, 64)), 1, (3136, 200, 200, 10)), 21),
         ),
         "VGG-16": (
             *(models.VGG16(), optax.sgd(0.01, 0.9, nesterov=True), torch_vgg),
             lambda p: torch.optim.SGD(p, 0.01, 0.9, nesterov=True),
-            *((64, 32, 32, 3), step_flops(32, vgg_layers, 3, (512, 512, 10)), 5),
+            *((64, 32, 32, 3), step_flops(32, vgg_layers, 3, (512, 512, 10)), 7),
         ),
     }
     figures: dict[str, Any] = {"PyTorch": torch.__version__}
