@@ -37,15 +37,16 @@ def job() -> None:
         name: learn.forms(config, filters, name, learn.train_model(run, examples, filters, name))
         for name in config.models
     }
+    ledger = []
     for cell in evaluation.cells(config):
         evaluation.evaluate_cell(run, examples.test, cell, forms[cell.model])
+        ledger += [evaluation.outcome_path(run, cell, form) for form in cell.scored_on]
 
     record = provenance() | {"config": config.to_dict(), "filters": len(filters.variances)}
     with replacing(run.directory / "job.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
-    rows = tables.write_results(run.directory, config.set)
+    rows = tables.write_results(run.directory, config.set, ledger)
     if jobs.PUBLISH.value:
-        ledger = sorted(run.directory.glob("ledger/[!.]*.npz"))
         jobs.publish(run, config.models, [*ledger, run.directory / "filters.npz", run.directory / "job.json"])
     (headings, lines), note = results.table(rows), results.note(config.to_dict())
     report = run.directory / "report.html"

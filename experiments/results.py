@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,11 +136,6 @@ def note(config: dict[str, Any]) -> str:
         f"per example, its worst attack picked on {attack['selection']} other redraws. The paper says "
         "nothing of steps, restarts and losses. Stronger attacks leave less."
     )
-
-
-def read_ledger(directory: Path) -> list[Outcomes]:
-    """All ledgers of a folder."""
-    return [evaluate.load_outcomes(path) for path in sorted(directory.glob("[!.]*.npz"))]
 
 
 def page(job: dict[str, Any], recipes: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> str:

@@ -5,12 +5,14 @@ give its ``results.json`` and ``README.md``; ``results/benchmarks/*.json`` give 
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import results
 from experiments.provenance import ROOT
 from experiments.report import format_table
+from rbf_jax import evaluate
 from rbf_jax.files import replacing
 
 
@@ -31,11 +33,18 @@ def _flat(record: dict[str, Any], prefix: str = "") -> list[dict[str, str]]:
     return rows
 
 
-def write_results(directory: Path, data_set: str) -> list[dict[str, Any]]:
-    """Writes ``results.json`` and ``README.md`` of a folder from its job, models and ledger; returns the rows."""
+def write_results(directory: Path, data_set: str, ledger: Sequence[Path] | None = None) -> list[dict[str, Any]]:
+    """Writes ``results.json`` and ``README.md`` of a folder from its job, models and ledger; returns the rows.
+
+    Args:
+        directory: the folder.
+        data_set: for the paper's numbers.
+        ledger: the files that count; None for all in the folder.
+    """
+    ledger = sorted(directory.glob("ledger/[!.]*.npz")) if ledger is None else ledger
     job = _read(directory / "job.json")
     recipes = {path.stem: _read(path) for path in sorted(directory.glob("models/[!.]*.json"))}
-    rows = results.make_rows(data_set, results.read_ledger(directory / "ledger"))
+    rows = results.make_rows(data_set, map(evaluate.load_outcomes, ledger))
     _write(directory / "results.json", json.dumps(job | {"models": recipes, "rows": rows}, indent=1) + "\n")
     _write(directory / "README.md", results.page(job, recipes, rows))
     return rows
