@@ -1,10 +1,11 @@
-"""A training step against the machine's matmul rate and against the same step in PyTorch, interleaved in one process.
+"""A training step against the machine's matmul rate and against the same step in PyTorch, in turn in one run.
 
     python -m benchmarks.train        # needs the extra `peers`: .venv/bin/pip install '.[peers]'
 
 The 4-layer CNN (batch 128, Adam) and VGG-16 with batch norm and dropout (batch 64, Nesterov SGD): forward, gradient of
 the label-smoothed cross-entropy and update, as `rbf_jax.train` runs it (several steps in one compiled loop). PyTorch
-runs eagerly, channels last, on as many threads.
+runs eagerly, channels last, on as many threads. Each has a process of its own, so that neither's threads and allocator
+disturb the other's; they take turns.
 """
 
 from experiments import process
@@ -12,7 +13,9 @@ from experiments import process
 if __name__ == "__main__":
     process.ensure()
 
+import importlib.metadata
 import itertools
+import multiprocessing
 import os
 import statistics
 import time
@@ -117,58 +120,83 @@ def torch_models() -> tuple[Any, Any]:
     return cnn, nn.Sequential(*layers, nn.Linear(512, 10))
 
 
-def main() -> None:
-    """Measures and writes ``results/benchmarks/train.json``."""
+CASES = {
+    "4-layer CNN": ((128, 28, 28, 1), step_flops(28, ((32, 32), (64, 64)), 1, (3136, 200, 200, 10)), 21),
+    "VGG-16": ((64, 32, 32, 3), step_flops(32, BLOCKS, 3, (512, 512, 10)), 7),
+}
+"""By name: the batch's shape, FLOPs of a step for one image, rounds."""
+
+
+def make_call(library: str, case: str) -> Callable[[], None]:
+    """STEPS steps of a library on a case."""
+    rng, shape = np.random.default_rng(0), CASES[case][0]
+    images = rng.uniform(size=shape).astype(np.float32)
+    labels = rng.integers(10, size=shape[0]).astype(np.int32)
+    if library == "rbf_jax":
+        if case == "VGG-16":
+            return jax_step(models.VGG16(), optax.sgd(0.01, 0.9, nesterov=True), images, labels)
+        return jax_step(models.CNN(), optax.adam(1e-3), images, labels)
     import torch
 
     torch.set_num_threads(os.cpu_count() or 1)
-    rng = np.random.default_rng(0)
-    torch_cnn, torch_vgg = torch_models()
-    vgg_layers = tuple(tuple(widths) for widths in BLOCKS)
-    cases = {
-        "4-layer CNN": (
-            *(models.CNN(), optax.adam(1e-3), torch_cnn, lambda p: torch.optim.Adam(p, 1e-3)),
-            *((128, 28, 28, 1), step_flops(28, ((32, 32), (64, 64)), 1, (3136, 200, 200, 10)), 21),
-        ),
-        "VGG-16": (
-            *(models.VGG16(), optax.sgd(0.01, 0.9, nesterov=True), torch_vgg),
-            lambda p: torch.optim.SGD(p, 0.01, 0.9, nesterov=True),
-            *((64, 32, 32, 3), step_flops(32, vgg_layers, 3, (512, 512, 10)), 7),
-        ),
-    }
-    figures: dict[str, Any] = {"PyTorch": torch.__version__}
-    for name, (module, optimizer, peer, peer_optimizer, shape, flops, repeats) in cases.items():
-        images = rng.uniform(size=shape).astype(np.float32)
-        labels = rng.integers(10, size=shape[0]).astype(np.int32)
-        calls = {
-            "rbf_jax": jax_step(module, optimizer, images, labels),
-            "PyTorch": torch_step(peer, peer_optimizer, images, labels),
-        }
-        seconds: dict[str, list[float]] = {key: [] for key in calls}
-        rates = []
-        for repeat in range(repeats + 1):
-            rates.append(matmul_rate())
-            for key, call in calls.items():
-                began = time.perf_counter()
-                call()
-                if repeat:
-                    seconds[key].append((time.perf_counter() - began) / STEPS)
-        median = {key: statistics.median(values) for key, values in seconds.items()}
+    cnn, vgg = torch_models()
+    if case == "VGG-16":
+        return torch_step(vgg, lambda p: torch.optim.SGD(p, 0.01, 0.9, nesterov=True), images, labels)
+    return torch_step(cnn, lambda p: torch.optim.Adam(p, 1e-3), images, labels)
+
+
+def work(pipe: Any, library: str, case: str) -> None:
+    """In a process of its own: makes the steps whenever it is its turn, and sends their seconds."""
+    call = make_call(library, case)
+    call()
+    while pipe.recv():
+        began = time.perf_counter()
+        call()
+        pipe.send((time.perf_counter() - began) / STEPS)
+
+
+def measure(case: str, rounds: int) -> tuple[dict[str, list[float]], list[float]]:
+    """Seconds of a step by library, and the matmul rate, in each round."""
+    context = multiprocessing.get_context("spawn")
+    pipes, workers = {}, []
+    for library in ("rbf_jax", "PyTorch"):
+        pipes[library], theirs = context.Pipe()
+        workers.append(context.Process(target=work, args=(theirs, library, case)))
+        workers[-1].start()
+    seconds: dict[str, list[float]] = {library: [] for library in pipes}
+    rates = []
+    for _ in range(rounds + 1):
+        for library, pipe in pipes.items():
+            pipe.send(True)
+            seconds[library].append(pipe.recv())
+        rates.append(matmul_rate())
+    for pipe, worker in zip(pipes.values(), workers, strict=True):
+        pipe.send(False)
+        worker.join()
+    return {library: values[1:] for library, values in seconds.items()}, rates[1:]
+
+
+def main() -> None:
+    """Measures and writes ``results/benchmarks/train.json``."""
+    figures: dict[str, Any] = {"PyTorch": importlib.metadata.version("torch")}
+    for case, (shape, flops, rounds) in CASES.items():
+        seconds, rates = measure(case, rounds)
         rate = statistics.median(rates)
-        figures[name] = {
+        figures[case] = {
             "batch": shape[0],
             "GFLOP a step": round(shape[0] * flops / 1e9, 1),
             "matmul GFLOP/s": round(rate),
         }
-        for key, value in median.items():
-            figures[name] |= {
-                f"{key} ms a step": round(1e3 * value, 1),
-                f"{key} images/s": round(shape[0] / value),
-                f"{key} GFLOP/s": round(shape[0] * flops / value / 1e9),
-                f"{key} share of the matmul rate": round(shape[0] * flops / value / 1e9 / rate, 2),
+        for library, values in seconds.items():
+            step = statistics.median(values)
+            figures[case] |= {
+                f"{library} ms a step": round(1e3 * step, 1),
+                f"{library} images/s": round(shape[0] / step),
+                f"{library} GFLOP/s": round(shape[0] * flops / step / 1e9),
+                f"{library} share of the matmul rate": round(shape[0] * flops / step / 1e9 / rate, 2),
             }
         ratios = [a / b for a, b in zip(seconds["rbf_jax"], seconds["PyTorch"], strict=True)]
-        figures[name] |= {
+        figures[case] |= {
             "time rbf_jax / PyTorch": round(statistics.median(ratios), 2),
             "range of that ratio": [round(min(ratios), 2), round(max(ratios), 2)],
         }

@@ -3,7 +3,7 @@
 import flax.linen as nn
 from jax import Array
 
-from rbf_jax.models.layers import Conv
+from rbf_jax.models.layers import Conv, max_pool
 
 
 class CNN(nn.Module):
@@ -24,8 +24,9 @@ class CNN(nn.Module):
         """Images ``(B, H, W, C)`` -> logits ``(B, classes)``; in training it draws from rng ``dropout``."""
         x = images
         for features in (32, 64):
-            x = nn.relu(Conv(features)(x))
-            x = nn.relu(Conv(features, pool=True)(x))
+            for _ in range(2):
+                x = nn.relu(Conv(features)(x))
+            x = max_pool(x)
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(nn.Dense(200)(x))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)

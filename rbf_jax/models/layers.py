@@ -144,22 +144,17 @@ class Conv(nn.Module):
         features: output channels.
         size: odd height and width of the kernel.
         use_bias: add a bias.
-        pool: `max_pool` before the bias. Bias and ReLU commute with the maximum; behind it they have a quarter of the
-            pixels to pass.
     """
 
     features: int
     size: int = 3
     use_bias: bool = True
-    pool: bool = False
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
-        """``(B, H, W, C)`` -> ``(B, H, W, features)``, half as high and wide with ``pool``."""
+        """``(B, H, W, C)`` -> ``(B, H, W, features)``."""
         shape = (self.size, self.size, images.shape[-1], self.features)
         result = conv(images, self.param("kernel", nn.initializers.he_normal(), shape))
-        if self.pool:
-            result = max_pool(result)
         if self.use_bias:
             result = _add_bias(result, self.param("bias", nn.initializers.zeros_init(), (self.features,)))
         return result

@@ -18,7 +18,9 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "ROOT", tmp_path)
     config = mnist.get_config("cpu")
     run = Run(tmp_path / "run", config)
-    save_outcomes(run.directory / "ledger" / "cnn-clean-static.npz", outcomes("clean", [[1, 0]], model="cnn", form="static"))
+    save_outcomes(
+        run.directory / "ledger" / "cnn-clean-static.npz", outcomes("clean", [[1, 0]], model="cnn", form="static")
+    )
     (run.directory / "models").mkdir()
     np.savez(run.directory / "models" / "cnn.npz", x=np.ones(2))
     recipe = {"history": {"loss": [1], "accuracy": [0.5], "validation": [0.75]}, "seconds an epoch": 2.5}

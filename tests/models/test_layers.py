@@ -129,21 +129,6 @@ def test_module_adds_its_bias(rng):
     np.testing.assert_allclose(found, loop_conv(images, kernel), atol=1e-4)
 
 
-def test_pooling_before_bias_and_relu_changes_nothing(rng):
-    images, cotangent = normal(rng, 3, 6, 4, 3), normal(rng, 3, 3, 2, 5)
-    params = {"kernel": normal(rng, 3, 3, 3, 5), "bias": normal(rng, 5)}
-
-    def before(params, images):
-        return nn.relu(jnp.asarray(Conv(5, pool=True).apply({"params": params}, images)))
-
-    def after(params, images):
-        return max_pool(nn.relu(jnp.asarray(Conv(5).apply({"params": params}, images))))
-
-    found, expected = (value_and_gradients(function, params, images, cotangent) for function in (before, after))
-    np.testing.assert_array_equal(found[0], expected[0])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found[1:], expected[1:])
-
-
 def test_gradients_of_the_module_with_bias(rng):
     """The bias has a gradient of its own: the cotangent's sum over batch and pixels."""
     images, cotangent = normal(rng, 2, 5, 4, 3), normal(rng, 2, 5, 4, 6)
