@@ -36,8 +36,8 @@ def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> No
     directory = ROOT / "results" / run.config.set
     files = [path.relative_to(run.directory) for path in files]
     for name in models:
-        # VGG-16's weights are too large for a repository.
-        kinds = (".npz", ".json") if run.config.network == "cnn" else (".json",)
+        # Weights worth keeping, and small enough for a repository.
+        kinds = (".npz", ".json") if run.config.set == "mnist" else (".json",)
         files = [Path("models") / f"{name}{kind}" for kind in kinds] + files
     # The ledger of a run before, with other attacks or weights, must not mix with this one.
     for path in directory.glob("ledger/*.npz") if any(path.parent.name == "ledger" for path in files) else ():

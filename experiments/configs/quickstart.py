@@ -24,5 +24,6 @@ def get_config(profile: str | None = None) -> Any:
     config.train.epochs = 3
     config.attack.pgd = {"steps": 20, "step_size": None, "restarts": 1}
     config.attack.eot = {"steps": 20, "draws": 10}
+    config.attack.selection = 5
     config.attack.static_examples, config.attack.eot_examples, config.attack.batch_size = 200, 100, 100
     return config

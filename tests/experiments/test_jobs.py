@@ -52,6 +52,6 @@ def test_a_model_alone_leaves_the_ledger(run, tmp_path):
     assert not (results / "README.md").exists()  # there is no job yet
 
 
-def test_large_weights_stay_behind(run, tmp_path):
+def test_other_weights_stay_behind(run, tmp_path):
     jobs.publish(Run(run.directory, cifar10.get_config("cpu")), ("cnn",), [])
     assert [path.name for path in (tmp_path / "results" / "cifar10" / "models").iterdir()] == ["cnn.json"]
