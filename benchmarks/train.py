@@ -13,6 +13,7 @@ from experiments import process
 if __name__ == "__main__":
     process.ensure()
 
+import importlib
 import importlib.metadata
 import itertools
 import multiprocessing
@@ -76,10 +77,15 @@ def jax_step(
     return call
 
 
+def peer() -> Any:
+    """PyTorch, which the environment for development does not have."""
+    return importlib.import_module("torch")
+
+
 def torch_step(model: Any, optimizer: Any, images: np.ndarray, labels: np.ndarray) -> Callable[[], None]:
     """STEPS steps of the same in PyTorch."""
-    import torch
-    from torch import nn
+    torch = peer()
+    nn = torch.nn
 
     model = model.to(memory_format=torch.channels_last).train()
     update = optimizer(model.parameters())
@@ -97,7 +103,7 @@ def torch_step(model: Any, optimizer: Any, images: np.ndarray, labels: np.ndarra
 
 def torch_models() -> tuple[Any, Any]:
     """The two networks, layer for layer."""
-    from torch import nn
+    nn = peer().nn
 
     def conv(a: int, b: int) -> Any:
         return nn.Conv2d(a, b, 3, padding=1)
@@ -136,8 +142,7 @@ def make_call(library: str, case: str) -> Callable[[], None]:
         if case == "VGG-16":
             return jax_step(models.VGG16(), optax.sgd(0.01, 0.9, nesterov=True), images, labels)
         return jax_step(models.CNN(), optax.adam(1e-3), images, labels)
-    import torch
-
+    torch = peer()
     torch.set_num_threads(os.cpu_count() or 1)
     cnn, vgg = torch_models()
     if case == "VGG-16":
