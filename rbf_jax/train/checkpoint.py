@@ -52,6 +52,20 @@ def _checkpointer(directory: Path) -> Iterator[Any]:
         yield opened
 
 
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps orbax from printing the tracebacks of its threads and tasks: what went wrong is raised as well."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 def save(directory: str | Path, step: int, tree: Any, settings: dict[str, Any]) -> None:
     """Writes a checkpoint, whole or not at all; the last two stay.
 
@@ -67,7 +81,7 @@ def save(directory: str | Path, step: int, tree: Any, settings: dict[str, Any]) 
     directory, tree = Path(directory).absolute(), _plain(tree)
     metadata = {"settings": settings, "sha256": _digest(tree)}
     try:
-        with _checkpointer(directory) as opened:
+        with _quiet(), _checkpointer(directory) as opened:
             opened.save(step, tree, custom_metadata=metadata)
     except Exception as error:  # of any class: tensorstore reports a full disk as ValueError
         reason = f"cannot write checkpoint {directory / str(step)} ({_first_line(error)})"
@@ -113,14 +127,11 @@ def restore(directory: str | Path, template: Any, settings: dict[str, Any]) -> A
             name = differing[0]
             wrong = f"its {name} is {saved.get(name)!r}, not {settings[name]!r}"
             raise ValueError(f"checkpoint {path} is of another training: {wrong}. {way_out}")
-        asyncio, level = logging.getLogger("asyncio"), logging.getLogger("asyncio").level
-        asyncio.setLevel(logging.CRITICAL)  # it would print orbax's inner errors besides
         try:
-            tree = opened.load(None, _plain(template))
+            with _quiet():
+                tree = opened.load(None, _plain(template))
         except Exception as error:
             raise ValueError(f"checkpoint {path} cannot be read ({_first_line(error)}). {way_out}") from error
-        finally:
-            asyncio.setLevel(level)
     if _digest(tree) != metadata["sha256"]:
         raise ValueError(f"checkpoint {path} is damaged: its arrays are not those that were saved. {way_out}")
     return _with_keys(tree, template)
