@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import rbf_jax
-from rbf_jax.files import replacing
+from rbf_jax.files import read_json, replacing
 
 Config = Any
 """An ml_collections.ConfigDict, whose attributes have no static types."""
@@ -56,10 +56,7 @@ def open_run(directory: Path, config: Config) -> Run:
             temporary.write_text(json.dumps(wanted, indent=1) + "\n")
         return Run(directory, config)
     way_out = f"Name another folder (WORKDIR=...), or remove {directory} to begin anew."
-    try:
-        found = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}). {way_out}") from error
+    found = read_json(path, way_out)
     before, now = _flat(found), _flat(wanted)
     for name in sorted(before.keys() | now.keys()):
         if before.get(name) != now.get(name):

@@ -13,7 +13,9 @@ from experiments import results
 from experiments.provenance import ROOT
 from experiments.report import format_table
 from rbf_jax import evaluate
-from rbf_jax.files import replacing
+from rbf_jax.files import read_json, replacing
+
+_WAY_OUT = "Publish it again"
 
 
 def _origin(record: dict[str, Any]) -> str:
@@ -42,19 +44,12 @@ def write_results(directory: Path, data_set: str, ledger: Sequence[Path] | None 
         ledger: the files that count; None for all in the folder.
     """
     ledger = sorted(directory.glob("ledger/[!.]*.npz")) if ledger is None else ledger
-    job = _read(directory / "job.json")
-    recipes = {path.stem: _read(path) for path in sorted(directory.glob("models/[!.]*.json"))}
+    job = read_json(directory / "job.json", _WAY_OUT)
+    recipes = {path.stem: read_json(path, _WAY_OUT) for path in sorted(directory.glob("models/[!.]*.json"))}
     rows = results.make_rows(data_set, map(evaluate.load_outcomes, ledger))
     _write(directory / "results.json", json.dumps(job | {"models": recipes, "rows": rows}, indent=1) + "\n")
     _write(directory / "README.md", results.page(job, recipes, rows))
     return rows
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged ({error}): publish it again") from error
 
 
 def _write(path: Path, text: str) -> None:
@@ -77,7 +72,7 @@ def main(folder: Path = ROOT / "results") -> None:
     for job in sorted(folder.glob("*/job.json")):
         write_results(job.parent, job.parent.name)
         print(job.parent / "README.md")
-    benchmarks = {path.stem: _read(path) for path in sorted(folder.glob("benchmarks/[!.]*.json"))}
+    benchmarks = {path.stem: read_json(path, _WAY_OUT) for path in sorted(folder.glob("benchmarks/[!.]*.json"))}
     if benchmarks:
         path = folder / "benchmarks" / "README.md"
         _write(path, benchmark_table(benchmarks))

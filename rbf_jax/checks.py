@@ -79,9 +79,14 @@ def check_norm_order(p: float) -> None:
         raise ValueError(f"p must be at least 1 (math.inf for linf), got {p}")
 
 
+def is_key(value: object) -> bool:
+    """True for a typed key, or an array of them."""
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
+
+
 def check_key(key: Key) -> None:
     """Raises ValueError unless it is a typed key, or an array of them."""
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+    if not is_key(key):
         raise ValueError(
             f"key must be a typed key from jax.random.key, got {getattr(key, 'dtype', type(key).__name__)}"
         )

@@ -1,10 +1,12 @@
 """Files that are never half-written, and damaged ones that are refused with a way out."""
 
 import contextlib
+import json
 import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +41,23 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def read_json(path: str | os.PathLike[str], way_out: str) -> Any:
+    """Reads a JSON file.
+
+    Args:
+        path: the file.
+        way_out: what to do where it is damaged; ends the message.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). {way_out}") from error
 
 
 def read_npz(path: str | os.PathLike[str], kind: str, way_out: str) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rbf_jax.attacks.norms import per_example
 from rbf_jax.checks import check_images, check_key, check_labels, check_not_negative
 from rbf_jax.types import Array, AttackResult, Key, Norm
 
@@ -73,7 +74,7 @@ def better(best: Best, images: Array, logits: Array, loss: Array, labels: Array,
     success = is_misled(logits, labels, targets)
     wins = (success & ~best.success) | ((success == best.success) & (loss > best.loss))
     return Best(
-        jnp.where(wins.reshape(-1, *[1] * (images.ndim - 1)), images, best.images),
+        jnp.where(per_example(wins, images), images, best.images),
         success | best.success,
         jnp.where(wins, loss, best.loss),
     )

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from rbf_jax.files import read_npz, replacing
+from rbf_jax.checks import is_key
+from rbf_jax.files import read_json, read_npz, replacing
 
 
 class Outcomes(NamedTuple):
@@ -37,7 +38,7 @@ def fingerprint(*trees: Any) -> str:
     """sha256 over all arrays of the trees (typed keys included), their shapes and dtypes."""
     sha = hashlib.sha256()
     for leaf in jax.tree.leaves(trees):
-        if isinstance(leaf, jax.Array) and jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if is_key(leaf):
             leaf = jax.random.key_data(leaf)
         array = np.asarray(leaf)
         sha.update(f"{array.shape}{array.dtype}".encode())
@@ -74,10 +75,7 @@ class Parts(NamedTuple):
                 temporary.write_text(json.dumps(wanted))
             return
         way_out = f"Remove {self.directory} to compute it again, or name another folder (WORKDIR)"
-        try:
-            found = json.loads(path.read_text())
-        except ValueError as error:
-            raise ValueError(f"{path} is damaged ({error}). {way_out}") from error
+        found = read_json(path, way_out)
         if found != wanted:
             raise ValueError(f"{self.directory} holds another attack, or one on other weights or images. {way_out}")
 

@@ -12,24 +12,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rbf_jax.checks import is_key
 from rbf_jax.files import read_npz, replacing
 from rbf_jax.models.classifier import Variables
 
 KEEP = 2
 
 
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _plain(tree: Any) -> Any:
     """The tree with its typed keys (an NNX module's dropout has some) as the integers behind them."""
-    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree)
+    return jax.tree.map(lambda leaf: jax.random.key_data(leaf) if is_key(leaf) else leaf, tree)
 
 
 def _with_keys(tree: Any, template: Any) -> Any:
     def one(leaf: Any, like: Any) -> Any:
-        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if _is_key(like) else leaf
+        return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(like)) if is_key(like) else leaf
 
     return jax.tree.map(one, tree, template)
 
