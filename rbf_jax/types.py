@@ -35,15 +35,20 @@ class Norm(NamedTuple):
     Attributes:
         name: the field's name, ``"linf"``, ``"l2"`` or ``"l1"``.
         distance: deltas ``(B, ...)`` -> ``(B,)``, their norm.
-        direction: gradients ``(B, ...)`` -> the point of the unit ball that ascends fastest, 0 where the gradient is 0.
+        direction: (gradients ``(B, ...)``, images) -> the step of length 1 that iterative attacks take from the images,
+            0 where the gradient is 0.
+        steepest: (gradients, images, epsilon ``(B,)``) -> deltas of the ball that gain most to first order.
         project: (deltas ``(B, ...)``, epsilon ``(B,)``) -> the nearest deltas in the ball of radius epsilon.
+        confine: (images, moved, epsilon) -> the moved images, brought into the ball around the images and the box.
         sample: (keys ``(B,)``, deltas' shape, epsilon ``(B,)``) -> deltas drawn uniformly from that ball.
     """
 
     name: str
     distance: Callable[[Array], Array]
-    direction: Callable[[Array], Array]
+    direction: Callable[[Array, Array], Array]
+    steepest: Callable[[Array, Array, Array], Array]
     project: Callable[[Array, Array], Array]
+    confine: Callable[[Array, Array, Array], Array]
     sample: Callable[[Key, tuple[int, ...], Array], Array]
 
 
@@ -57,6 +62,7 @@ class AttackResult(NamedTuple):
         distance: float32 ``(B,)``: the attack's norm of ``images`` minus the clean images.
         forwards: int32 ``(B,)``: forward passes spent on each example.
         backwards: int32 ``(B,)``: backward passes spent on each example.
+        restart: int32 ``(B,)``: the restart, or the run towards one target, that found the image.
     """
 
     images: Array
@@ -64,10 +70,16 @@ class AttackResult(NamedTuple):
     distance: Array
     forwards: Array
     backwards: Array
+    restart: Array
 
 
 class Attack(Protocol):
     """An attack, ready to run: a pure function, safe under ``jit``."""
+
+    @property
+    def norm(self) -> Norm:
+        """Whose ball the images stay in."""
+        ...
 
     def __call__(
         self,
@@ -78,6 +90,7 @@ class Attack(Protocol):
         *,
         epsilon: Array | float | None = None,
         targets: Array | None = None,
+        start: Array | None = None,
     ) -> AttackResult:
         """Attack the images.
 
@@ -89,5 +102,9 @@ class Attack(Protocol):
             labels: int32 ``(B,)``, the true classes.
             epsilon: radius of the ball, a number or ``(B,)``; None takes the attack's own.
             targets: int32 ``(B,)``, the classes to reach; None for any wrong class.
+            start: images ``(B, H, W, C)`` to start from instead of the attack's own start, brought into the ball.
+
+        Raises:
+            ValueError: an argument of a wrong shape, dtype or range, or one that this attack does not take.
         """
         ...

@@ -1,23 +1,29 @@
 """Fast gradient (sign) method."""
 
-from rbf_jax.attacks.driver import fold_in, into_ball, is_misled, result, spread_arguments
-from rbf_jax.attacks.gradients import Estimator, exact
+from typing import NamedTuple
+
+from rbf_jax.attacks.driver import Best, Iterative, Problem, better, no_best
+from rbf_jax.attacks.gradients import Estimator, exact, fold_in
 from rbf_jax.attacks.losses import Loss, cross_entropy
-from rbf_jax.attacks.norms import per_example
 from rbf_jax.checks import check_not_negative
-from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn, Norm
+from rbf_jax.types import Array, LogitsFn, Norm
 
 
-def fgsm(norm: Norm, *, epsilon: float, loss: Loss = cross_entropy, gradient: Estimator = exact) -> Attack:
-    """One step of full length along the steepest direction: ``clip(x + epsilon * direction(grad L(f(x), y)), 0, 1)``.
+class _State(NamedTuple):
+    best: Best
 
-    For linf the direction is the gradient's sign. No random start.
+
+def fgsm(norm: Norm, *, epsilon: float, loss: Loss = cross_entropy, gradient: Estimator = exact) -> Iterative:
+    """One step to the ball's best point to first order: ``clip(x + argmax_{|d| <= epsilon} <d, grad L(f(x), y)>)``.
+
+    For linf that is ``epsilon sign(grad)``, for l2 ``epsilon grad / |grad|_2``; for l1 pixels are filled up to the box,
+    the largest gradient first. No random start.
 
     Args:
-        norm: `Linf` or `L2`.
+        norm: `Linf`, `L2` or `L1`.
         epsilon: length of the step, at least 0.
         loss: maximised.
-        gradient: `exact` or `eot(draws)`.
+        gradient: `exact`, `eot(draws)`, ...
 
     Returns:
         The attack; its result holds the stepped image of every example, successful or not.
@@ -28,23 +34,17 @@ def fgsm(norm: Norm, *, epsilon: float, loss: Loss = cross_entropy, gradient: Es
     Reference: Goodfellow et al., ICLR 2015.
     """
     check_not_negative(epsilon, "epsilon")
-    own_epsilon = epsilon
 
-    def attack(
-        keys: Key,
-        logits_fn: LogitsFn,
-        images: Array,
-        labels: Array,
-        *,
-        epsilon: Array | float | None = None,
-        targets: Array | None = None,
-    ) -> AttackResult:
-        keys, radius = spread_arguments(keys, images, labels, own_epsilon if epsilon is None else epsilon, targets)
-        seen = gradient.look(fold_in(keys, 0), logits_fn, loss, images, labels, targets, with_gradient=True)
-        stepped = images + per_example(radius, images) * norm.direction(seen.gradient)
-        adversarial = into_ball(norm, images, stepped, radius)
-        after = gradient.look(fold_in(keys, 1), logits_fn, loss, adversarial, labels, targets, with_gradient=False)
-        success = is_misled(after.logits, labels, targets)
-        return result(norm, images, adversarial, success, 2 * gradient.draws, gradient.draws)
+    def begin(logits_fn: LogitsFn, p: Problem) -> _State:
+        del logits_fn
+        return _State(no_best(p.images))
 
-    return attack
+    def step(number: Array, logits_fn: LogitsFn, p: Problem, state: _State) -> _State:
+        del number
+        seen = gradient.look(fold_in(p.keys, 0), logits_fn, loss, p.images, p.labels, p.targets, with_gradient=True)
+        x = norm.confine(p.images, p.images + norm.steepest(seen.gradient, p.images, p.epsilon), p.epsilon)
+        after = gradient.look(fold_in(p.keys, 1), logits_fn, loss, x, p.labels, p.targets, with_gradient=False)
+        forwards = gradient.forwards + gradient.draws
+        return _State(better(state.best, x, after, p.labels, p.targets, 0, forwards, gradient.draws))
+
+    return Iterative(norm, epsilon, 1, begin, step)

@@ -1,14 +1,19 @@
-"""How an attack looks at the model: loss, logits and gradient of each example, exact or averaged over draws."""
+"""How an attack looks at the model: loss, logits and gradient of each example, exact or over draws of its noise."""
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
-from rbf_jax.attacks.driver import fold_in
 from rbf_jax.attacks.losses import Loss
 from rbf_jax.checks import check_count, check_labels
 from rbf_jax.types import Array, Key, LogitsFn
+
+
+def fold_in(keys: Key, number: Array | int) -> Key:
+    """The same number folded into every key, ``(B,)``."""
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
 class Look(NamedTuple):
@@ -16,7 +21,7 @@ class Look(NamedTuple):
 
     Attributes:
         loss: ``(B,)``.
-        logits: ``(B, classes)``; over several draws the log of the mean softmax.
+        logits: ``(B, classes)``; over several draws the log of the mean softmax, or the mean.
         gradient: d loss / d images, ``(B, H, W, C)``; empty, ``(0,)``, where it was not asked for.
     """
 
@@ -49,31 +54,47 @@ class Estimator(NamedTuple):
 
     Attributes:
         look: the function.
-        draws: forward passes that one look takes.
+        draws: forward passes that a look without gradient takes, and backward passes of one with it.
+        forwards: forward passes of a look with gradient.
     """
 
     look: LookFn
     draws: int
+    forwards: int
+
+
+def _check_classes(labels: Array, targets: Array | None, logits: Array) -> None:
+    batch, classes = logits.shape
+    check_labels(labels, batch, classes)
+    if targets is not None:
+        check_labels(targets, batch, classes, name="targets")
+
+
+def _usable(gradient: Array) -> Array:
+    # A model that overflows must not poison the images; an example without a usable gradient stays where it is.
+    return jnp.where(jnp.isfinite(gradient), gradient, 0)
 
 
 def _look_once(keys, logits_fn, loss, images, labels, targets, /, *, with_gradient) -> Look:
     def total(images: Array) -> tuple[Array, tuple[Array, Array]]:
         logits = logits_fn(keys, images)
-        check_labels(labels, images.shape[0], logits.shape[-1])
-        if targets is not None:
-            check_labels(targets, images.shape[0], logits.shape[-1], name="targets")
+        _check_classes(labels, targets, logits)
         values = loss(logits, labels, targets)
         return values.sum(), (values, logits)
 
     if not with_gradient:
         return Look(*total(images)[1], jnp.zeros((0,)))
     (_, (values, logits)), gradient = jax.value_and_grad(total, has_aux=True)(images)
-    # A model that overflows must not poison the images; an example without a usable gradient stays where it is.
-    return Look(values, logits, jnp.where(jnp.isfinite(gradient), gradient, 0))
+    return Look(values, logits, _usable(gradient))
 
 
-exact = Estimator(_look_once, 1)
+exact = Estimator(_look_once, 1, 1)
 """One look: the gradient of a deterministic model, or of one draw of a randomised one."""
+
+
+def _summed(draws: int, one: Callable[[Array], Any]) -> Any:
+    """The sum over the draws, one after the other, so that memory is that of one."""
+    return jax.lax.fori_loop(1, draws, lambda i, total: jax.tree.map(jnp.add, total, one(i)), one(jnp.int32(0)))
 
 
 def eot(draws: int) -> Estimator:
@@ -97,8 +118,55 @@ def eot(draws: int) -> Estimator:
             )
             return seen._replace(logits=jax.nn.softmax(seen.logits))
 
-        total = jax.lax.fori_loop(1, draws, lambda i, sums: jax.tree.map(jnp.add, sums, one(i)), one(jnp.int32(0)))
-        mean = jax.tree.map(lambda value: value / draws, total)
+        mean = jax.tree.map(lambda value: value / draws, _summed(draws, one))
         return mean._replace(logits=jnp.log(jnp.maximum(mean.logits, 1e-30)))
 
-    return Estimator(look, draws)
+    return Estimator(look, draws, draws)
+
+
+def _of_mean(draws: int, transform: Callable[[Array], Array], back: Callable[[Array], Array]) -> Estimator:
+    """Looks at ``back(mean_i transform(f_i(x)))``: one pass over the draws for the mean, one for its gradient."""
+    check_count(draws, "draws")
+
+    def look(keys, logits_fn, loss, images, labels, targets, /, *, with_gradient) -> Look:
+        def one(index: Array, images: Array) -> Array:
+            return transform(logits_fn(fold_in(keys, index), images))
+
+        mean = _summed(draws, lambda index: one(index, images)) / draws
+        _check_classes(labels, targets, mean)
+
+        def total(mean: Array) -> tuple[Array, tuple[Array, Array]]:
+            logits = back(mean)
+            values = loss(logits, labels, targets)
+            return values.sum(), (values, logits)
+
+        if not with_gradient:
+            return Look(*total(mean)[1], jnp.zeros((0,)))
+        (_, (values, logits)), slope = jax.value_and_grad(total, has_aux=True)(mean)
+
+        def pulled_back(index: Array) -> Array:
+            return jax.vjp(lambda images: one(index, images), images)[1](slope)[0]
+
+        return Look(values, logits, _usable(_summed(draws, pulled_back) / draws))
+
+    return Estimator(look, draws, 2 * draws)
+
+
+def mean_softmax(draws: int) -> Estimator:
+    """The loss of the averaged probabilities, as a defence predicts: ``grad L(log mean_i softmax f_i(x), y)``.
+
+    Takes twice the forward passes of `eot`: the mean comes first, then its gradient under the same draws.
+
+    Raises:
+        ValueError: draws below 1.
+    """
+    return _of_mean(draws, jax.nn.softmax, lambda mean: jnp.log(jnp.maximum(mean, 1e-30)))
+
+
+def mean_logits(draws: int) -> Estimator:
+    """The loss of the averaged logits, ``grad L(mean_i f_i(x), y)``; otherwise as `mean_softmax`.
+
+    Raises:
+        ValueError: draws below 1.
+    """
+    return _of_mean(draws, lambda logits: logits, lambda mean: mean)

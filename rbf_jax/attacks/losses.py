@@ -59,3 +59,15 @@ def dlr(logits: Array, labels: Array, targets: Array | None) -> Array:
         return margin(logits, labels, None) / (largest[:, 0] - largest[:, 2] + 1e-12)
     gap = pick(logits, targets) - pick(logits, labels)
     return gap / (largest[:, 0] - 0.5 * (largest[:, 2] + largest[:, 3]) + 1e-12)
+
+
+def likely_classes(logits: Array, labels: Array, count: int) -> Array:
+    """The most likely wrong classes by falling logit, int32 ``(B, count)``.
+
+    Raises:
+        ValueError: the model has not so many.
+    """
+    if logits.shape[-1] <= count:
+        raise ValueError(f"classes must be below the model's {logits.shape[-1]}, got {count}")
+    own = labels[:, None] == jnp.arange(logits.shape[-1])
+    return jax.lax.top_k(jnp.where(own, -jnp.inf, logits), count)[1].astype(jnp.int32)

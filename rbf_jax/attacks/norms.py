@@ -1,15 +1,19 @@
-"""The balls: distance, steepest direction, projection and uniform sampling for each norm.
+"""The balls: distance, directions, projections and uniform sampling for each norm.
 
-The box [0, 1] is not part of them: attacks clip to it after the projection. As the clean image lies in the box, that
-only shortens the perturbation.
+Where `Norm.confine` projects first and then clips to the box [0, 1], clipping only shortens the perturbation, as the
+clean image lies in the box; in l1, where that would waste much of the ball, the projection is onto both at once.
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 
 from rbf_jax.types import Array, Key, Norm
+
+ROUNDING = 2**-25
+"""By how much adding a delta to an image moves a pixel at most."""
 
 
 def per_example(values: Array, like: Array) -> Array:
@@ -21,8 +25,30 @@ def _flat(deltas: Array) -> Array:
     return deltas.reshape(deltas.shape[0], -1)
 
 
+def _steepest(direction: Callable[[Array, Array], Array]) -> Callable[[Array, Array, Array], Array]:
+    def steepest(gradients: Array, images: Array, epsilon: Array) -> Array:
+        return per_example(epsilon, gradients) * direction(gradients, images)
+
+    return steepest
+
+
+def _then_clip(project: Callable[[Array, Array], Array]) -> Callable[[Array, Array, Array], Array]:
+    def confine(images: Array, moved: Array, epsilon: Array) -> Array:
+        return jnp.clip(images + project(moved - images, epsilon), 0, 1)
+
+    return confine
+
+
+# linf
+
+
 def _linf_distance(deltas: Array) -> Array:
     return jnp.abs(_flat(deltas)).max(-1)
+
+
+def _linf_direction(gradients: Array, images: Array) -> Array:
+    del images
+    return jnp.sign(gradients)
 
 
 def _linf_project(deltas: Array, epsilon: Array) -> Array:
@@ -35,6 +61,9 @@ def _linf_sample(keys: Key, shape: tuple[int, ...], epsilon: Array) -> Array:
     return uniform * per_example(epsilon, uniform)
 
 
+# l2
+
+
 def _l2_distance(deltas: Array) -> Array:
     # About the largest entry: squares of gradients below 1e-19 would vanish in float32.
     flat = jnp.abs(_flat(deltas))
@@ -42,15 +71,16 @@ def _l2_distance(deltas: Array) -> Array:
     return largest[:, 0] * jnp.sqrt(jnp.sum((flat / largest) ** 2, -1))
 
 
-def _l2_direction(gradients: Array) -> Array:
+def _l2_direction(gradients: Array, images: Array) -> Array:
+    del images
     length = _l2_distance(gradients)
     return gradients / per_example(jnp.where(length > 0, length, 1), gradients)
 
 
 def _l2_project(deltas: Array, epsilon: Array) -> Array:
     length = _l2_distance(deltas)
-    # Adding the delta to an image rounds each pixel by up to 2**-25; if all are rounded outwards, by this much in all.
-    room = 2**-25 * math.sqrt(_flat(deltas).shape[-1])
+    # If all pixels are rounded outwards, by this much in all.
+    room = ROUNDING * math.sqrt(_flat(deltas).shape[-1])
     radius = jnp.maximum(epsilon - room, 0)
     factor = jnp.where(length > radius, radius / jnp.maximum(length, 1e-30), 1)
     return deltas * per_example(factor, deltas)
@@ -67,11 +97,141 @@ def _l2_sample(keys: Key, shape: tuple[int, ...], epsilon: Array) -> Array:
     return unit * per_example(epsilon, unit)
 
 
-Linf = Norm("linf", _linf_distance, jnp.sign, _linf_project, _linf_sample)
+# l1
+
+
+def _l1_distance(deltas: Array) -> Array:
+    return jnp.abs(_flat(deltas)).sum(-1)
+
+
+def open_gradient(gradients: Array, images: Array) -> Array:
+    """The gradients without the entries along which the box [0, 1] blocks the way."""
+    return jnp.where(((images <= 0) & (gradients < 0)) | ((images >= 1) & (gradients > 0)), 0, gradients)
+
+
+def sparse(share: float) -> Callable[[Array, Array], Array]:
+    """The direction of sparse l1 descent (SLIDE): the signs of the largest open gradients, scaled to l1 length 1.
+
+    Args:
+        share: of the entries that are kept (at least one), in (0, 1]; the published attack keeps 0.01.
+
+    Raises:
+        ValueError: share out of range.
+
+    Reference: Tramer and Boneh, NeurIPS 2019.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share}")
+
+    def direction(gradients: Array, images: Array) -> Array:
+        size = jnp.abs(_flat(open_gradient(gradients, images)))
+        least = jax.lax.top_k(size, max(1, round(share * size.shape[-1])))[0][:, -1:]
+        kept = ((size >= least) & (size > 0)).reshape(gradients.shape)
+        count = jnp.maximum(_flat(kept).sum(-1).astype(jnp.float32), 1)
+        return jnp.where(kept, jnp.sign(gradients), 0) / per_example(count, gradients)
+
+    return direction
+
+
+def dense(gradients: Array, images: Array) -> Array:
+    """A direction for l1: all open gradients, scaled to l1 length 1."""
+    opened = open_gradient(gradients, images)
+    # In two divisions: a sum of gradients near float32's least would vanish.
+    scaled = opened / per_example(jnp.maximum(_linf_distance(opened), 1e-38), opened)
+    return scaled / per_example(jnp.maximum(_l1_distance(scaled), 1e-38), opened)
+
+
+def _l1_steepest(gradients: Array, images: Array, epsilon: Array) -> Array:
+    """Fills pixels up to the box, the largest gradient first, until the ball is used up."""
+    flat = _flat(gradients)
+    room = jnp.where(flat == 0, 0, jnp.where(flat > 0, 1 - _flat(images), _flat(images)))
+    order = jnp.argsort(-jnp.abs(flat), -1)
+    filled = jnp.take_along_axis(room, order, -1)
+    before = jnp.cumsum(filled, -1) - filled
+    taken = jnp.clip(epsilon[:, None] - before, 0, filled)
+    taken = jnp.take_along_axis(taken, jnp.argsort(order, -1), -1)
+    return (jnp.sign(flat) * taken).reshape(gradients.shape)
+
+
+BISECTIONS = 30
+
+
+def _l1_soften(deltas: Array, limits: Array, epsilon: Array) -> Array:
+    """``sign(d) min(max(|d| - t, 0), limit)``, the least t >= 0 whose l1 length is at most epsilon.
+
+    That is the nearest point with ``|z|_1 <= epsilon`` and ``|z_i| <= limit_i``, of the signs of d. The length falls
+    piecewise linearly in t: bisection finds the piece, and its line then the t.
+    """
+    flat, limits = _flat(deltas), _flat(limits)
+    size = jnp.abs(flat)
+    radius = jnp.maximum(epsilon, 0)[:, None]
+
+    def soft(threshold: Array) -> Array:
+        return jnp.clip(size - threshold, 0, limits)
+
+    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = ends
+        middle = 0.5 * (low + high)
+        outside = soft(middle).sum(-1, keepdims=True) > radius
+        return jnp.where(outside, middle, low), jnp.where(outside, high, middle)
+
+    top = size.max(-1, keepdims=True)
+    low, high = jax.lax.fori_loop(0, BISECTIONS, halve, (jnp.zeros_like(top), top))
+    middle = 0.5 * (low + high)
+    sloping = (size > middle) & (size - middle < limits)
+    count = sloping.astype(jnp.float32).sum(-1, keepdims=True)
+    at_low = soft(low).sum(-1, keepdims=True)
+    threshold = jnp.where(count > 0, jnp.clip(low + (at_low - radius) / jnp.maximum(count, 1), low, high), high)
+    inside = soft(jnp.zeros_like(top)).sum(-1, keepdims=True) <= radius
+    kept = soft(jnp.where(inside, 0, threshold))
+    # Room for the rounding of each pixel that moves, and for that of these sums.
+    length = kept.sum(-1, keepdims=True)
+    room = ROUNDING * (kept > 0).astype(jnp.float32).sum(-1, keepdims=True)
+    most = jnp.maximum(radius * (1 - 1e-6) - room, 0)
+    kept = kept * jnp.where(length > radius * (1 - 1e-6) - room, most / jnp.maximum(length, 1e-30), 1)
+    return (jnp.sign(flat) * kept).reshape(deltas.shape)
+
+
+def _l1_project(deltas: Array, epsilon: Array) -> Array:
+    return _l1_soften(deltas, jnp.full_like(deltas, jnp.inf), epsilon)
+
+
+def _l1_confine(images: Array, moved: Array, epsilon: Array) -> Array:
+    deltas = moved - images
+    limits = jnp.where(deltas > 0, 1 - images, images)
+    return jnp.clip(images + _l1_soften(deltas, limits, epsilon), 0, 1)
+
+
+def _l1_sample(keys: Key, shape: tuple[int, ...], epsilon: Array) -> Array:
+    def one(key: Key) -> Array:
+        laplace_key, rest_key = jax.random.split(key)
+        laplace = jax.random.laplace(laplace_key, shape[1:])
+        return laplace / (jnp.abs(laplace).sum() + jax.random.exponential(rest_key))
+
+    unit = jax.vmap(one)(keys)
+    return unit * per_example(epsilon, unit)
+
+
+Linf = Norm(
+    "linf",
+    _linf_distance,
+    _linf_direction,
+    _steepest(_linf_direction),
+    _linf_project,
+    _then_clip(_linf_project),
+    _linf_sample,
+)
 """``max_i |delta_i|``; the steepest direction is the gradient's sign."""
 
-L2 = Norm("l2", _l2_distance, _l2_direction, _l2_project, _l2_sample)
+L2 = Norm("l2", _l2_distance, _l2_direction, _steepest(_l2_direction), _l2_project, _then_clip(_l2_project), _l2_sample)
 """``sqrt(sum_i delta_i^2)``; the steepest direction is the gradient itself, scaled to length 1.
 
 The projection stops ``2**-25 sqrt(D)`` short of epsilon: room for the rounding of image plus delta.
+"""
+
+L1 = Norm("l1", _l1_distance, sparse(0.01), _l1_steepest, _l1_project, _l1_confine, _l1_sample)
+"""``sum_i |delta_i|``; steps are `sparse`, the steepest delta fills one pixel after the other.
+
+The projection is the Euclidean one, exact, and stops one part in a million and ``2**-25`` for each pixel that moves
+short of epsilon.
 """

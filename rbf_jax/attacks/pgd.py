@@ -1,14 +1,22 @@
 """Projected gradient descent."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 
-from rbf_jax.attacks.driver import Best, better, fold_in, into_ball, no_best, result, spread_arguments
-from rbf_jax.attacks.gradients import Estimator, Look, exact
+from rbf_jax.attacks.driver import Best, Iterative, Problem, better, no_best
+from rbf_jax.attacks.gradients import Estimator, exact, fold_in
 from rbf_jax.attacks.losses import Loss, cross_entropy
 from rbf_jax.attacks.norms import per_example
 from rbf_jax.checks import check_count, check_not_negative, check_positive
-from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn, Norm
+from rbf_jax.types import Array, Key, LogitsFn, Norm
+
+
+class _State(NamedTuple):
+    x: Array
+    best: Best
 
 
 def pgd(
@@ -16,78 +24,81 @@ def pgd(
     *,
     epsilon: float,
     steps: int,
-    step_size: float | None = None,
+    step_size: float | Callable[[Array], Array] | None = None,
     restarts: int = 1,
     random_start: bool = True,
     loss: Loss = cross_entropy,
     gradient: Estimator = exact,
-) -> Attack:
-    """Projected gradient descent: ``x <- clip(x0 + project(x + step_size * direction(grad) - x0), 0, 1)``.
+    direction: Callable[[Array, Array], Array] | None = None,
+) -> Iterative:
+    """Projected gradient descent: ``x <- project(x + step_size * direction(grad L(f(x), y)))``, ball and box.
 
     Keeps the best iterate over all steps and restarts, the last one included: a success before a failure, then the
     higher loss.
 
     Args:
-        norm: `Linf` or `L2`.
+        norm: `Linf`, `L2` or `L1`.
         epsilon: radius of the ball, at least 0.
         steps: gradient steps of each restart.
-        step_size: length of a step; None for ``2.5 * epsilon / steps`` of each example.
+        step_size: length of a step, or its schedule: a function of the step's number, as optax has them. None for
+            ``2.5 * epsilon / steps`` of each example.
         restarts: runs from new starting points.
         random_start: start uniformly in the ball; without it a single run starts at the image itself.
         loss: maximised.
-        gradient: `exact` or `eot(draws)`.
+        gradient: `exact`, `eot(draws)`, ...
+        direction: None for that of the norm (in l1 ``sparse(0.01)``, which makes it SLIDE); in l1 also `dense` or
+            ``sparse(share)``.
 
     Returns:
-        The attack.
+        The attack. A start that it is given is where the first restart begins.
 
     Raises:
         ValueError: a number out of range, or several restarts without a random start.
 
-    Reference: Madry et al., ICLR 2018.
+    Reference: Madry et al., ICLR 2018; for l1 Tramer and Boneh, NeurIPS 2019.
     """
     check_not_negative(epsilon, "epsilon")
     check_count(steps, "steps")
     check_count(restarts, "restarts")
-    if step_size is not None:
+    if step_size is not None and not callable(step_size):
         check_positive(step_size, "step_size")
     if restarts > 1 and not random_start:
         raise ValueError(f"restarts must be 1 without a random start (all would be the same), got {restarts}")
-    own_epsilon = epsilon
+    towards = norm.direction if direction is None else direction
 
-    def attack(
-        keys: Key,
-        logits_fn: LogitsFn,
-        images: Array,
-        labels: Array,
-        *,
-        epsilon: Array | float | None = None,
-        targets: Array | None = None,
-    ) -> AttackResult:
-        keys, radius = spread_arguments(keys, images, labels, own_epsilon if epsilon is None else epsilon, targets)
-        length = per_example(2.5 * radius / steps if step_size is None else jnp.full_like(radius, step_size), images)
+    def begin(logits_fn: LogitsFn, p: Problem) -> _State:
+        del logits_fn
+        return _State(p.images, no_best(p.images))
 
-        def look(keys: Key, x: Array, *, with_gradient: bool) -> Look:
-            return gradient.look(keys, logits_fn, loss, x, labels, targets, with_gradient=with_gradient)
+    def length(number: Array, p: Problem) -> Array:
+        if step_size is None:
+            return 2.5 * p.epsilon / steps
+        return jnp.full_like(p.epsilon, step_size(number) if callable(step_size) else step_size)
 
-        def restart(number: Array, best: Best) -> Best:
-            run_keys = fold_in(keys, number)
+    def first(keys: Key, restart: Array, p: Problem) -> Array:
+        if not random_start:
+            return p.images if p.start is None else p.start
+        drawn = p.images + norm.sample(fold_in(keys, 0), p.images.shape, p.epsilon)
+        drawn = norm.confine(p.images, drawn, p.epsilon)
+        return drawn if p.start is None else jnp.where(restart == 0, p.start, drawn)
 
-            def step(number: Array, carry: tuple[Array, Best]) -> tuple[Array, Best]:
-                x, best = carry
-                seen = look(fold_in(run_keys, number + 1), x, with_gradient=True)
-                best = better(best, x, seen.logits, seen.loss, labels, targets)
-                return into_ball(norm, images, x + length * norm.direction(seen.gradient), radius), best
+    def step(number: Array, logits_fn: LogitsFn, p: Problem, state: _State) -> _State:
+        restart, number = number // (steps + 1), number % (steps + 1)
+        keys = fold_in(p.keys, restart)
+        x = jax.lax.cond(number == 0, lambda: first(keys, restart, p), lambda: state.x)
+        draw_keys = fold_in(keys, number + 1)
 
-            start = images
-            if random_start:
-                start = images + norm.sample(fold_in(run_keys, 0), images.shape, radius)
-                start = into_ball(norm, images, start, radius)
-            x, best = jax.lax.fori_loop(0, steps, step, (start, best))
-            seen = look(fold_in(run_keys, steps + 1), x, with_gradient=False)
-            return better(best, x, seen.logits, seen.loss, labels, targets)
+        def go_on() -> _State:
+            seen = gradient.look(draw_keys, logits_fn, loss, x, p.labels, p.targets, with_gradient=True)
+            moved = x + per_example(length(number, p), x) * towards(seen.gradient, x)
+            passes = gradient.forwards, gradient.draws
+            best = better(state.best, x, seen, p.labels, p.targets, restart, *passes)
+            return _State(norm.confine(p.images, moved, p.epsilon), best)
 
-        best = jax.lax.fori_loop(0, restarts, restart, no_best(jnp.asarray(images)))
-        forwards = restarts * (steps + 1) * gradient.draws
-        return result(norm, images, best.images, best.success, forwards, restarts * steps * gradient.draws)
+        def end() -> _State:
+            seen = gradient.look(draw_keys, logits_fn, loss, x, p.labels, p.targets, with_gradient=False)
+            return _State(x, better(state.best, x, seen, p.labels, p.targets, restart, gradient.draws))
 
-    return attack
+        return jax.lax.cond(number < steps, go_on, end)
+
+    return Iterative(norm, epsilon, restarts * (steps + 1), begin, step, takes_start=True)

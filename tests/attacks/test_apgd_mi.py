@@ -8,8 +8,8 @@ from attack_helpers import KEY, NORMS, grey, linear, mixed, mlp, own_labels, pre
 from helpers import float64
 
 from rbf_jax import attacks
-from rbf_jax.attacks.apgd import check_lengths
-from rbf_jax.attacks.driver import fold_in
+from rbf_jax.attacks.apgd_rules import check_lengths
+from rbf_jax.attacks.gradients import fold_in
 
 norms = pytest.mark.parametrize("name", NORMS)
 

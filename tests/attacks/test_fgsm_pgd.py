@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 from scipy.special import softmax
 
 from rbf_jax import attacks
-from rbf_jax.attacks.driver import fold_in
+from rbf_jax.attacks.gradients import fold_in
 from rbf_jax.reconstruction import bpda
 
 norms = pytest.mark.parametrize("name", NORMS)

@@ -57,7 +57,7 @@ def jitter(keys, logits_fn, images, labels, *, epsilon=None, targets=None):
     moved = jnp.clip(images + 0.2 * (chance(keys)[..., None, None] - 0.5), 0, 1)
     counts = jnp.ones(images.shape[0], jnp.int32)
     success = logits_fn(keys, moved).argmax(-1) != labels
-    return AttackResult(moved, success, jnp.abs(moved - images).max((1, 2, 3)), counts, 0 * counts)
+    return AttackResult(moved, success, jnp.abs(moved - images).max((1, 2, 3)), counts, 0 * counts, 0 * counts)
 
 
 def watched(watch, run):
