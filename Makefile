@@ -75,8 +75,10 @@ bench: $(STAMP)  ## the benchmarks (results/benchmarks/*.json)
 	$(RUN) $(BIN)/python -m benchmarks.kernel
 	$(RUN) $(BIN)/python -m benchmarks.conv
 	$(RUN) $(BIN)/python -m benchmarks.em
-	$(BIN)/pip install --quiet 'torch>=2.6'
+	$(BIN)/pip install --quiet 'torch>=2.6' foolbox
+	$(BIN)/pip install --quiet --no-deps torchattacks adv-lib
 	$(RUN) $(BIN)/python -m benchmarks.train
+	$(RUN) $(BIN)/python -m benchmarks.attacks
 
 clean:  ## remove the environment and what tools left behind (runs in WORKDIR stay)
 	rm -rf $(VENV) build dist *.egg-info .ruff_cache .hypothesis

@@ -1,9 +1,10 @@
 """Timing several versions fairly: in turn within one process, so that a drift of the machine meets them all alike."""
 
 import json
+import multiprocessing
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,48 @@ def interleaved(functions: dict[str, Callable[[], Any]], repeats: int = 7) -> di
             if repeat:
                 seconds[name].append(time.perf_counter() - began)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _work(pipe: Any, make: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> None:
+    call = make(*arguments)
+    call()
+    while pipe.recv():
+        began = time.perf_counter()
+        call()
+        pipe.send(time.perf_counter() - began)
+
+
+def taking_turns(
+    make: Callable[..., Callable[[], object]], names: Sequence[str], *arguments: Any, rounds: int
+) -> tuple[dict[str, list[float]], list[float]]:
+    """Seconds of several libraries, each in a process of its own, so that no library's threads disturb the other's.
+
+    Args:
+        make: (name, *arguments) -> what is timed, made in the process; a function of a module.
+        names: of the libraries.
+        arguments: further ones.
+        rounds: turns of each that are counted; one more comes first.
+
+    Returns:
+        Seconds of each turn by name, and the matmul rate in each round.
+    """
+    context = multiprocessing.get_context("spawn")
+    pipes, workers = {}, []
+    for name in names:
+        pipes[name], theirs = context.Pipe()
+        workers.append(context.Process(target=_work, args=(theirs, make, (name, *arguments))))
+        workers[-1].start()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    rates = []
+    for _ in range(rounds + 1):
+        for name, pipe in pipes.items():
+            pipe.send(True)
+            seconds[name].append(pipe.recv())
+        rates.append(matmul_rate())
+    for pipe, worker in zip(pipes.values(), workers, strict=True):
+        pipe.send(False)
+        worker.join()
+    return {name: values[1:] for name, values in seconds.items()}, rates[1:]
 
 
 def matmul_rate(size: int = 2048) -> float:

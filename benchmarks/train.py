@@ -16,10 +16,8 @@ if __name__ == "__main__":
 import importlib
 import importlib.metadata
 import itertools
-import multiprocessing
 import os
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks.timing import matmul_rate, write
+from benchmarks.timing import taking_turns, write
 from rbf_jax import models, train
 from rbf_jax.models.vgg import BLOCKS
 
@@ -150,42 +148,11 @@ def make_call(library: str, case: str) -> Callable[[], None]:
     return torch_step(cnn, lambda p: torch.optim.Adam(p, 1e-3), images, labels)
 
 
-def work(pipe: Any, library: str, case: str) -> None:
-    """In a process of its own: makes the steps whenever it is its turn, and sends their seconds."""
-    call = make_call(library, case)
-    call()
-    while pipe.recv():
-        began = time.perf_counter()
-        call()
-        pipe.send((time.perf_counter() - began) / STEPS)
-
-
-def measure(case: str, rounds: int) -> tuple[dict[str, list[float]], list[float]]:
-    """Seconds of a step by library, and the matmul rate, in each round."""
-    context = multiprocessing.get_context("spawn")
-    pipes, workers = {}, []
-    for library in ("rbf_jax", "PyTorch"):
-        pipes[library], theirs = context.Pipe()
-        workers.append(context.Process(target=work, args=(theirs, library, case)))
-        workers[-1].start()
-    seconds: dict[str, list[float]] = {library: [] for library in pipes}
-    rates = []
-    for _ in range(rounds + 1):
-        for library, pipe in pipes.items():
-            pipe.send(True)
-            seconds[library].append(pipe.recv())
-        rates.append(matmul_rate())
-    for pipe, worker in zip(pipes.values(), workers, strict=True):
-        pipe.send(False)
-        worker.join()
-    return {library: values[1:] for library, values in seconds.items()}, rates[1:]
-
-
 def main() -> None:
     """Measures and writes ``results/benchmarks/train.json``."""
     figures: dict[str, Any] = {"PyTorch": importlib.metadata.version("torch")}
     for case, (shape, flops, rounds) in CASES.items():
-        seconds, rates = measure(case, rounds)
+        seconds, rates = taking_turns(make_call, ("rbf_jax", "PyTorch"), case, rounds=rounds)
         rate = statistics.median(rates)
         figures[case] = {
             "batch": shape[0],
@@ -193,7 +160,7 @@ def main() -> None:
             "matmul GFLOP/s": round(rate),
         }
         for library, values in seconds.items():
-            step = statistics.median(values)
+            step = statistics.median(values) / STEPS
             figures[case] |= {
                 f"{library} ms a step": round(1e3 * step, 1),
                 f"{library} images/s": round(shape[0] / step),

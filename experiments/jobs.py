@@ -21,14 +21,18 @@ DATA_DIR = flags.DEFINE_string("data_dir", os.environ.get("DATA_DIR") or None, "
 PUBLISH = flags.DEFINE_bool("publish", False, "also copy what was found into results/ of the checkout")
 
 
+def run_directory(name: str) -> Path:
+    """The folder that --workdir names, or else one of this name in $WORKDIR."""
+    root = Path(os.environ.get("WORKDIR") or "~/.cache/rbf_jax/runs").expanduser()
+    return Path(WORKDIR.value) if WORKDIR.value else root / name
+
+
 def open_run() -> rundir.Run:
     """The run directory that the flags name, with their configuration."""
     config = CONFIG.value
     for name in config.models:
         checks.check_choice(name, "config.models", tuple(learn.FRONT))
-    root = Path(os.environ.get("WORKDIR") or "~/.cache/rbf_jax/runs").expanduser()
-    directory = Path(WORKDIR.value) if WORKDIR.value else root / f"{config.set}-{config.profile}"
-    return rundir.open_run(directory, config)
+    return rundir.open_run(run_directory(f"{config.set}-{config.profile}"), config)
 
 
 def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> None:
@@ -50,8 +54,8 @@ def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> No
         tables.write_results(directory, run.config.set)
 
 
-def main(job: Callable[[], None]) -> None:
-    """Runs a job as a program: a failure that the user can mend is one message and exit code 2."""
+def main(job: Callable[[], None], needs: str = "config") -> None:
+    """Runs a job as a program that needs a flag: a failure that the user can mend is one message and exit code 2."""
 
     def guarded(arguments: list[str]) -> None:
         if len(arguments) > 1:
@@ -66,5 +70,5 @@ def main(job: Callable[[], None]) -> None:
             print(f"\n{program}: {error}\n(RBF_JAX_TRACEBACK=1 shows where)", file=sys.stderr)
             sys.exit(2)
 
-    flags.mark_flag_as_required("config")
+    flags.mark_flag_as_required(needs)
     app.run(guarded)

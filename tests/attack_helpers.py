@@ -17,9 +17,10 @@ from rbf_jax.types import Attack, AttackResult, LogitsFn
 SHAPE = (4, 4, 1)
 KEY = jax.random.key(0)
 
-NORMS = {"linf": attacks.Linf, "l2": attacks.L2}
-RADIUS = {"linf": 1.0, "l2": 4.0}
-"""The l2 ball that reaches as far as the linf ball of radius 1, for images of 16 pixels."""
+NORMS = {"linf": attacks.Linf, "l2": attacks.L2, "l1": attacks.L1}
+ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
+RADIUS = {"linf": 1.0, "l2": 4.0, "l1": 16.0}
+"""The balls that reach as far as the linf ball of radius 1, for images of 16 pixels."""
 
 
 @functools.cache
@@ -106,7 +107,7 @@ def assert_within(result: AttackResult, images, epsilon, name: str):
     assert adversarial.shape == images.shape
     assert np.all((adversarial >= 0) & (adversarial <= 1))
     epsilon = np.broadcast_to(float64(epsilon), len(images))
-    distance = numpy_distance(float64(adversarial) - float64(images), np.inf if name == "linf" else 2)
+    distance = numpy_distance(float64(adversarial) - float64(images), ORDER[name])
     allowed = epsilon + 6e-8 if name == "linf" else epsilon * (1 + 1e-6) + 1e-7
     excess = distance - allowed
     assert np.all(excess <= 0), f"the ball is left by {excess.max():.3g}"

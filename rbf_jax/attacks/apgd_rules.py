@@ -171,7 +171,8 @@ def sparse_rule(norm: Norm, steps: int) -> Rule:
         gradient = track.gradient
         size = jnp.abs(gradient).reshape(gradient.shape[0], -1)
         pixels = size.shape[-1]
-        place = jnp.clip(((1 - carried.share) * pixels).astype(jnp.int32), 0, pixels - 1)
+        # Rounded down: the published code rounds up, and so never gets from two pixels to one.
+        place = pixels - jnp.clip((carried.share * pixels).astype(jnp.int32), 1, pixels)
         least = jnp.take_along_axis(jnp.sort(size, -1), place[:, None], -1)
         signs = jnp.where((size >= least).reshape(gradient.shape), jnp.sign(gradient), 0)
         length = carried.step / jnp.maximum(jnp.abs(signs).sum((1, 2, 3)), 1.0)

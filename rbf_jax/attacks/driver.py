@@ -1,7 +1,7 @@
 """What every attack does: arguments checked and spread over the examples, the best iterate kept, results counted."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
@@ -94,6 +94,7 @@ def choose(where: Array, chosen: Any, otherwise: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(per_example(where, a), a, b), chosen, otherwise)
 
 
+@jax.tree_util.register_static
 @dataclass(frozen=True, eq=False)
 class Iterative:
     """An attack that goes in steps, and so can be interrupted between them: examples that are finished may leave.
@@ -109,6 +110,7 @@ class Iterative:
         takes_targets: whether targets may be given.
         takes_start: whether a start may be given.
         minimal: whether the attack looks for the least distance. Then epsilon is a budget, which may be inf.
+        couples: whether the examples of a batch act on one another.
     """
 
     norm: Norm
@@ -119,6 +121,7 @@ class Iterative:
     takes_targets: bool = True
     takes_start: bool = False
     minimal: bool = False
+    couples: bool = False
 
     def __call__(
         self,
@@ -204,3 +207,35 @@ class Iterative:
             success, forwards = is_misled(logits, problem.labels, problem.targets), forwards + 1
         distance = self.norm.distance(images - problem.images)
         return AttackResult(images, success, distance, forwards, best.backwards, best.restart)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Composed:
+    """An attack made of others, or one that cannot be interrupted.
+
+    Attributes:
+        norm: whose ball the images stay in.
+        function: (models, keys, logits_fn, images, labels, epsilon=, targets=, start=) -> result.
+        models: further LogitsFns that the attack uses; a tree, so that their weights can be new ones.
+    """
+
+    norm: Norm = field(metadata={"static": True})
+    function: Callable[..., AttackResult] = field(metadata={"static": True})
+    models: Any
+
+    def __call__(
+        self,
+        keys: Key,
+        logits_fn: LogitsFn,
+        images: Array,
+        labels: Array,
+        *,
+        epsilon: Array | float | None = None,
+        targets: Array | None = None,
+        start: Array | None = None,
+    ) -> AttackResult:
+        """Attacks the images, see `types.Attack`."""
+        return self.function(
+            self.models, keys, logits_fn, images, labels, epsilon=epsilon, targets=targets, start=start
+        )

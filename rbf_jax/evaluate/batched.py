@@ -6,10 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 from tqdm import tqdm
 
+from rbf_jax.attacks import Composed, Iterative
 from rbf_jax.checks import check_count, check_images, check_key, check_labels
 from rbf_jax.evaluate.ledger import Parts, fingerprint
+from rbf_jax.evaluate.live import run_live
 from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn
 
 
@@ -84,6 +87,15 @@ def predict(
     return _in_batches(apply, None, (images,), batch_size, progress)[0]
 
 
+@jax.jit
+def _attack(attack: Any, logits_fn: LogitsFn, key: Key, rows: Array, arguments: dict[str, Array]) -> AttackResult:
+    return attack(_fold_in(key, rows), logits_fn, **arguments)
+
+
+POOL = 4
+"""Batches whose examples move together where the finished ones leave."""
+
+
 def run_attack(
     key: Key,
     attack: Attack,
@@ -91,7 +103,11 @@ def run_attack(
     images: Array,
     labels: Array,
     *,
+    epsilon: Array | None = None,
+    targets: Array | None = None,
+    start: Array | None = None,
     rows: Array | None = None,
+    leave: bool = False,
     batch_size: int = 100,
     parts: Parts | None = None,
     progress: str | None = None,
@@ -104,7 +120,12 @@ def run_attack(
         logits_fn: the model, a ``jax.tree_util.Partial``.
         images: float32 ``(N, H, W, C)`` in [0, 1].
         labels: int32 ``(N,)``.
+        epsilon: radius for each example, ``(N,)``; None for the attack's own.
+        targets: int32 ``(N,)``, the classes to reach; None for any wrong class.
+        start: images ``(N, H, W, C)`` to start from; None for the attack's own start.
         rows: the examples' indices in their data set, ``(N,)``; None for 0 to N - 1.
+        leave: an example that is broken leaves, and its batch is filled up with others: for deterministic models, where
+            it is only asked whether an example can be broken. Its loss is then not driven on.
         batch_size: images at a time.
         parts: where finished batches are kept, so that a run that was stopped goes on; None for nowhere.
         progress: what the progress bar is called; None for no bar.
@@ -118,17 +139,22 @@ def run_attack(
     check_key(key)
     check_images(images)
     check_labels(labels, len(images))
+    given = {"images": images, "labels": labels, "epsilon": epsilon, "targets": targets, "start": start}
+    given = {name: array for name, array in given.items() if array is not None}
+    leaving = attack if leave and isinstance(attack, Iterative) and not attack.couples else None
+    # What jit takes as an argument: the same attack then compiles once.
+    argument = attack if isinstance(attack, Iterative | Composed) else Partial(attack)
 
-    @jax.jit
-    def run(logits_fn: LogitsFn, key: Key, rows: Array, images: Array, labels: Array) -> AttackResult:
-        return attack(_fold_in(key, rows), logits_fn, images, labels)
+    def apply(rows: Array, *batch: Array) -> AttackResult:
+        arguments = dict(zip(given, batch, strict=True))
+        if leaving is None:
+            return _attack(argument, logits_fn, key, rows, arguments)
+        problem = leaving.pose(_fold_in(key, rows), **arguments)
+        return run_live(leaving, logits_fn, problem, batch_size=batch_size)
 
-    def apply(*batch: Array) -> AttackResult:
-        return run(logits_fn, key, *batch)
-
-    return AttackResult(
-        *_in_batches(apply, rows, (images, labels), batch_size, progress, parts, inputs=(key, logits_fn))
-    )
+    size = batch_size * POOL if leaving else batch_size
+    arrays = tuple(given.values())
+    return AttackResult(*_in_batches(apply, rows, arrays, size, progress, parts, inputs=(key, logits_fn)))
 
 
 @jax.jit

@@ -88,7 +88,8 @@ def test_ball_where_all_pixels_round_the_same_way(kind, name):
     attack = jax.jit(attack)
     for epsilon in (0.003, 0.01, 0.04):
         result = attack(KEY, model, images, jnp.zeros(46, jnp.int32), epsilon=jnp.full(46, epsilon))
-        assert np.all(result.distance > 0.9 * epsilon)
+        # Three sparse l1 steps do not fill the ball.
+        assert np.all(result.distance > (0.3 if name == "l1" else 0.9) * epsilon)
         assert_within(result, images, epsilon, name)
 
 

@@ -17,7 +17,8 @@ from rbf_jax.attacks.gradients import fold_in
 from rbf_jax.reconstruction import bpda
 
 norms = pytest.mark.parametrize("name", NORMS)
-DUAL = {"linf": 1, "l2": 2}
+smooth_norms = pytest.mark.parametrize("name", ["linf", "l2"])
+DUAL = {"linf": 1, "l2": 2, "l1": np.inf}
 BATCH = 12
 
 
@@ -67,8 +68,8 @@ def ten_classes(targeted=False):
     other = ranked[:, 3] if targeted else ranked[:, 1]
     rows = np.arange(BATCH)
     margin = logits[rows, ranked[:, 0]] - logits[rows, other]
-    # |w_i - w_j|_1 = 16 and |w_i - w_j|_2 = sqrt(32).
-    distances = {"linf": margin / 16, "l2": margin / math.sqrt(32)}
+    # |w_i - w_j|_1 = 16, |w_i - w_j|_2 = sqrt(32) and |w_i - w_j|_inf = 2.
+    distances = {"linf": margin / 16, "l2": margin / math.sqrt(32), "l1": margin / 2}
     return model, images, jnp.asarray(ranked[:, 0], jnp.int32), distances, targets
 
 
@@ -92,6 +93,8 @@ CASES = {
 def test_linear_models_fall_at_their_distance(problem, loss, kind, name):
     """From 1.01 times the smallest perturbation on, and not at 0.99 times."""
     model, images, labels, distances, targets = problem()
+    if (kind, name) == ("fgsm", "l1") and targets is not None and model.args[0][1].size > 2:
+        pytest.skip("the one pixel that is filled also raises classes between the label and the target")
     distance = distances[name]
     assert np.all(distance > 0)
     for factor, falls in ((0.99, False), (1.01, True)):
@@ -122,7 +125,7 @@ def numpy_gradient(model, images, labels, targets, loss):
 
 @pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])
 @pytest.mark.parametrize("loss", [attacks.cross_entropy, attacks.margin], ids=lambda loss: loss.__name__)
-@norms
+@smooth_norms
 def test_fgsm_is_one_line_of_numpy(name, loss, targeted):
     rng = np.random.default_rng(0)
     model, images = linear(rng.normal(size=(16, 5)), rng.normal(size=5)), mixed(0, 7)
@@ -137,7 +140,7 @@ def test_fgsm_is_one_line_of_numpy(name, loss, targeted):
 
 
 @pytest.mark.parametrize("step_size", [0.05, 0.5], ids=["inside the ball", "beyond the ball"])
-@norms
+@smooth_norms
 def test_one_step_of_pgd(name, step_size):
     """Without a random start it is FGSM's step, cut at the ball."""
     images, model = mixed(0, 7), linear(np.random.default_rng(0).normal(size=(16, 2)), [0.0, 0.0])
@@ -149,7 +152,7 @@ def test_one_step_of_pgd(name, step_size):
     assert np.abs(found - images).max() > 0.01
 
 
-@norms
+@smooth_norms
 def test_pgd_is_a_loop_of_numpy(name):
     """Three steps on a smooth model, the gradient by JAX and the rest by NumPy; the last iterate wins here."""
     images, model = mixed(1, 4), mlp(1)
@@ -295,7 +298,7 @@ def _quantised(through, key, images):
     return jnp.stack([jnp.zeros_like(score), score], -1)
 
 
-@norms
+@smooth_norms
 def test_bpda_gets_through_a_quantiser(name):
     """Rounding has no gradient; the identity in its place has. Both models say the same of every image."""
     images = jnp.asarray(np.random.default_rng(0).uniform(0.42, 0.5, (16, 8, 8, 1)), jnp.float32)

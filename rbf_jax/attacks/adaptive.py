@@ -1,0 +1,118 @@
+"""Attacks that know the defence: other forms of the model to attack, and attacks that go by way of other models."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import Partial
+
+from rbf_jax.attacks.driver import Composed, is_misled
+from rbf_jax.attacks.gradients import fold_in
+from rbf_jax.checks import check_key
+from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn
+
+
+def _as_partial(function: Callable[..., Array]) -> Partial:
+    return function if isinstance(function, Partial) else Partial(function)
+
+
+def _straight_through(front: LogitsFn, logits_fn: LogitsFn, key: Key, images: Array) -> Array:
+    return logits_fn(key, images + jax.lax.stop_gradient(front(key, images) - images))
+
+
+def straight_through(front: LogitsFn, logits_fn: LogitsFn) -> Partial:
+    """The model ``f(g(x))`` with the front end g taken for the identity in the backward pass (identity BPDA).
+
+    For front ends without a useful gradient (quantisers, saturated or sampled ones). Forward it is the true model.
+
+    Args:
+        front: (key, images) -> images ``(B, H, W, C)``.
+        logits_fn: the classifier of what comes out.
+
+    Returns:
+        A LogitsFn.
+
+    Reference: Athalye et al., ICML 2018.
+    """
+    return Partial(_straight_through, _as_partial(front), _as_partial(logits_fn))
+
+
+def _known_noise(logits_fn: LogitsFn, noise_key: Key, key: Key, images: Array) -> Array:
+    del key
+    return logits_fn(noise_key, images)
+
+
+def known_noise(logits_fn: LogitsFn, key: Key) -> Partial:
+    """The randomised model under one known draw of its noise: deterministic, whatever key it is given.
+
+    The threat model of an attacker who knows the defence's random state: attack this model, and score on it.
+
+    Args:
+        logits_fn: a randomised model.
+        key: of the draw; a single one, shared by all images.
+
+    Returns:
+        A LogitsFn.
+
+    Raises:
+        ValueError: not a single key.
+    """
+    check_key(key)
+    if key.shape:
+        raise ValueError(f"key must be a single key (the draw is shared by all images), got shape {key.shape}")
+    return Partial(_known_noise, _as_partial(logits_fn), key)
+
+
+def _transfer(attack: Attack, models, keys, logits_fn, images, labels, *, targets, **options) -> AttackResult:
+    (source,) = models
+    crafted = attack(keys, source, images, labels, targets=targets, **options)
+    keys = keys if keys.shape else jax.random.split(keys, len(images))
+    logits = logits_fn(fold_in(keys, 0), crafted.images)
+    return crafted._replace(success=is_misled(logits, labels, targets), forwards=crafted.forwards + 1)
+
+
+def transfer(attack: Attack, source: LogitsFn) -> Composed:
+    """Crafts on one model and looks once at another: the attack's images as the source left them.
+
+    Also for attacking one form of a defence and scoring on another. The passes counted are those of both models.
+
+    Args:
+        attack: which crafts.
+        source: the model it attacks.
+
+    Returns:
+        The attack; ``success`` is that on the model it is called with.
+    """
+    return Composed(attack.norm, partial(_transfer, attack), (_as_partial(source),))
+
+
+def _annealed(attack: Attack, models, keys, logits_fn, images, labels, *, start, **options) -> AttackResult:
+    keys = keys if keys.shape else jax.random.split(keys, len(images))
+    spent = jnp.zeros((2, len(images)), jnp.int32)
+    for number, model in enumerate(models):
+        result = attack(fold_in(keys, number), model, images, labels, start=start, **options)
+        start, spent = result.images, spent + jnp.stack([result.forwards, result.backwards])
+    result = attack(fold_in(keys, len(models)), logits_fn, images, labels, start=start, **options)
+    return result._replace(forwards=spent[0] + result.forwards, backwards=spent[1] + result.backwards)
+
+
+def annealed(attack: Attack, surrogates: Sequence[LogitsFn]) -> Composed:
+    """Attacks smoother surrogates first, each from where the last one ended, and the model itself at the end.
+
+    For a front end whose softmax is too sharp to give a gradient: surrogates of the same defence with a smaller beta1,
+    raised step by step to the real one.
+
+    Args:
+        attack: one that takes a start.
+        surrogates: models in the order in which they are attacked, at least one.
+
+    Returns:
+        The attack.
+
+    Raises:
+        ValueError: no surrogate.
+    """
+    if not surrogates:
+        raise ValueError("surrogates must be at least one model, got none")
+    return Composed(attack.norm, partial(_annealed, attack), tuple(map(_as_partial, surrogates)))

@@ -1,0 +1,137 @@
+"""Signs that a model hides its gradients, so that attacks which use them say little about its robustness."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import Partial
+
+from rbf_jax.attacks.driver import Composed, Iterative, is_misled
+from rbf_jax.attacks.gradients import exact
+from rbf_jax.attacks.losses import cross_entropy, margin
+from rbf_jax.attacks.pgd import pgd
+from rbf_jax.attacks.square import square
+from rbf_jax.checks import check_images, check_key, check_labels, check_positive
+from rbf_jax.types import Array, Key, LogitsFn, Norm
+
+NOTICEABLE = 0.05
+"""By how much of the examples one attack must beat another to be a sign; twice that on the example that decides."""
+
+
+class Flag(NamedTuple):
+    """A sign of hidden gradients.
+
+    Attributes:
+        raised: whether it was seen.
+        value: what was measured.
+        meaning: what that says, and what to do.
+    """
+
+    raised: bool
+    value: float
+    meaning: str
+
+
+@jax.jit
+def _left(attack: Any, keys: Key, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
+    return 1 - attack(keys, logits_fn, images, labels).success.mean()
+
+
+@jax.jit
+def _clean(logits_fn: LogitsFn, keys: Key, images: Array, labels: Array) -> tuple[Array, Array, Array]:
+    seen = exact.look(keys, logits_fn, cross_entropy, images, labels, None, with_gradient=True)
+    return seen.logits, seen.gradient, is_misled(seen.logits, labels, None)
+
+
+def masking_checks(
+    key: Key,
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array,
+    *,
+    norm: Norm,
+    epsilon: float,
+    large_epsilon: float,
+    crafted: Array | None = None,
+    steps: int = 40,
+    queries: int = 1000,
+) -> dict[str, Flag]:
+    """Runs short attacks on a few examples and compares what should be ordered.
+
+    - ``zero gradients``: the loss does not change with the image, for more than 5 % of the examples.
+    - ``gradient-free beats gradient-based``: `square` leaves at least 5 % fewer right than `pgd`.
+    - ``transfer beats white-box``: images crafted on another model do so; only where they are given.
+    - ``robust at a large epsilon``: PGD within ``large_epsilon``, where anything can be reached, leaves more than 5 %.
+    - ``more iterations still help``: ten times the steps leave at least 5 % fewer right.
+    - ``randomness``: logits differ between keys: attacks need `eot`, and scores fresh noise.
+    - ``softmax outputs``: the logits are probabilities: losses on them saturate; give the logits.
+
+    Args:
+        key: of the attacks.
+        logits_fn: the model.
+        images: float32 ``(N, H, W, C)`` in [0, 1]; 50 to 200 are enough.
+        labels: int32 ``(N,)``.
+        norm: `Linf`, `L2` or `L1`.
+        epsilon: radius at which the model is said to be robust, above 0.
+        large_epsilon: radius at which no model can be (linf: 0.5).
+        crafted: images ``(N, H, W, C)`` in that ball, crafted on another model.
+        steps: of PGD.
+        queries: of Square.
+
+    Returns:
+        The flags by name. A flag is a reason to look closer; no flag is no proof.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    Reference: Athalye et al., ICML 2018; Carlini et al., arXiv:1902.06705; Croce and Hein, ICML 2020.
+    """
+    check_key(key)
+    check_images(images)
+    check_labels(labels, len(images))
+    check_positive(epsilon, "epsilon")
+    check_positive(large_epsilon, "large_epsilon")
+    if not isinstance(logits_fn, Partial):
+        logits_fn = Partial(logits_fn)
+    keys = jax.random.split(key, len(images))
+
+    def left(attack: Iterative | Composed) -> float:
+        return float(_left(attack, keys, logits_fn, images, labels))
+
+    logits, gradient, misled = _clean(logits_fn, keys, images, labels)
+    other = _clean(logits_fn, jax.random.split(jax.random.fold_in(key, 1), len(images)), images, labels)[0]
+    flat = float(np.mean((np.abs(np.asarray(gradient)) == 0).all((1, 2, 3)) & ~np.asarray(misled)))
+    white_box = left(pgd(norm, epsilon=epsilon, steps=steps, loss=margin))
+    longer = left(pgd(norm, epsilon=epsilon, steps=10 * steps, loss=margin))
+    large = left(pgd(norm, epsilon=large_epsilon, steps=steps, loss=margin))
+    gradient_free = left(square(norm, epsilon=epsilon, queries=queries))
+    differs = float(jnp.abs(logits - other).max())
+    sums = float(jnp.abs(logits.sum(-1) - 1).max()) if float(logits.min()) >= 0 else float("inf")
+    flags = {
+        "zero gradients": Flag(
+            flat > NOTICEABLE, flat, "share of examples whose gradient is 0: attack another form of the model (BPDA)"
+        ),
+        "gradient-free beats gradient-based": Flag(
+            white_box - gradient_free >= NOTICEABLE,
+            white_box - gradient_free,
+            "accuracy under PGD minus that under Square: the gradients mislead",
+        ),
+        "robust at a large epsilon": Flag(
+            large > NOTICEABLE, large, "accuracy under PGD where every image can be reached: PGD fails"
+        ),
+        "more iterations still help": Flag(
+            white_box - longer >= NOTICEABLE, white_box - longer, "what ten times the steps take: PGD has not converged"
+        ),
+        "randomness": Flag(differs > 0, differs, "largest difference of logits under two keys: use eot, score afresh"),
+        "softmax outputs": Flag(sums < 1e-4, sums, "how far the outputs are from probabilities: attack the logits"),
+    }
+    if crafted is not None:
+        check_images(crafted, "crafted")
+        transferred = 1 - float(np.mean(_clean(logits_fn, keys, crafted, labels)[2]))
+        flags["transfer beats white-box"] = Flag(
+            white_box - transferred >= NOTICEABLE,
+            white_box - transferred,
+            "accuracy under PGD minus that on images of another model: the gradients mislead",
+        )
+    return flags

@@ -1,0 +1,169 @@
+"""Suites of attacks: the worst of several, example by example, also over several norms."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from rbf_jax.checks import check_images, check_key, check_labels
+from rbf_jax.evaluate.batched import run_attack, survival
+from rbf_jax.evaluate.ledger import Parts
+from rbf_jax.types import Array, Attack, Key, LogitsFn
+
+
+class SuiteResult(NamedTuple):
+    """How N examples fared under a suite of A attacks; NumPy arrays.
+
+    Attributes:
+        names: of the attacks; the first, ``"clean"``, is none.
+        norms: their norms' names, ``""`` for clean.
+        survived: ``(A, N)``, the share of the selection redraws on which the example stayed right under the attack;
+            NaN where the attack was left out, as the example was broken before.
+        attack: int ``(N,)``, the worst attack of each example: an index into the names, 0 where none lowered its share.
+        restart: int ``(N,)``, which restart of it, or run towards one target, found the image.
+        distance: ``(N,)``, of that image, in the attack's norm.
+        images: ``(N, H, W, C)``, that image.
+        robust: bool ``(R, N)``, whether that image is classified rightly, on fresh redraws.
+        forwards: int ``(A, N)``, forward passes spent by each attack.
+        backwards: int ``(A, N)``, backward passes.
+    """
+
+    names: tuple[str, ...]
+    norms: tuple[str, ...]
+    survived: np.ndarray
+    attack: np.ndarray
+    restart: np.ndarray
+    distance: np.ndarray
+    images: np.ndarray
+    robust: np.ndarray
+    forwards: np.ndarray
+    backwards: np.ndarray
+
+
+def run_suite(
+    key: Key,
+    suite: Mapping[str, Attack],
+    logits_fn: LogitsFn,
+    images: Array,
+    labels: Array,
+    *,
+    judge: LogitsFn | None = None,
+    redraws: tuple[int, int] = (10, 5),
+    union: bool = True,
+    rows: Array | None = None,
+    batch_size: int | None = None,
+    directory: Path | None = None,
+    progress: bool = False,
+) -> SuiteResult:
+    """Runs attacks one after the other, and says for each example which of them is the worst.
+
+    A deterministic model is its own judge: an example is broken as soon as one attack succeeds. A randomised one is
+    judged by its prediction under fresh noise, never by what an attack saw: an attack's image is scored on selection
+    redraws, the worst attack is the one with the smallest share of right predictions (the first of equals), and its
+    image is scored once more on redraws that nothing was selected on.
+
+    Args:
+        key: example i takes keys that depend on ``rows[i]`` alone, not on the batch.
+        suite: attacks by name, of one norm or of several; their own epsilons.
+        logits_fn: the model that is attacked, a ``jax.tree_util.Partial``. An attack on another form of it is
+            ``attacks.transfer(attack, form)``.
+        images: float32 ``(N, H, W, C)`` in [0, 1].
+        labels: int32 ``(N,)``.
+        judge: the prediction of a randomised model (a defence's ``predict``); None for a deterministic model.
+        redraws: of the judge, for selection and for the final score.
+        union: only the worst case is wanted: attacks go on with the examples that are not broken yet (right on at least
+            one selection redraw), and a deterministic model's examples leave an attack as soon as it succeeds.
+        rows: the examples' indices in their data set, ``(N,)``; None for 0 to N - 1.
+        batch_size: images at a time; None for what fits, see `fitting_batch`.
+        directory: where finished batches are kept, so that a run that was stopped goes on; None for nowhere.
+        progress: whether to show bars.
+
+    Returns:
+        The result; ``result.robust.mean()`` is the robust accuracy.
+
+    Raises:
+        ValueError: an argument out of range, an empty suite, an attack called ``clean``, or a directory of another run.
+    """
+    check_key(key)
+    check_images(images)
+    check_labels(labels, len(images))
+    if not suite or "clean" in suite:
+        raise ValueError(f"suite must hold at least one attack, none called 'clean', got {list(suite)}")
+    images, labels = np.array(images), np.asarray(labels)
+    total, names = len(images), ("clean", *suite)
+    rows = np.arange(total) if rows is None else np.asarray(rows)
+    size = fitting_batch(logits_fn, images) if batch_size is None else batch_size
+    random, judge = judge is not None, logits_fn if judge is None else judge
+    selection, scoring = redraws if random else (1, 1)
+    attack_key, select_key, score_key = jax.random.split(key, 3)
+
+    def score(key: Key, moved: Array, live: np.ndarray, count: int) -> np.ndarray:
+        return survival(key, judge, moved, labels[live], redraws=count, rows=rows[live], batch_size=size)
+
+    everything = np.arange(total)
+    survived = np.full((len(names), total), np.nan)
+    survived[0] = score(select_key, images, everything, selection).mean(0)
+    worst, restart, moved = np.zeros(total, int), np.zeros(total, int), images.copy()
+    distance, passes = np.zeros(total), np.zeros((2, len(names), total), int)
+    least = survived[0].copy()
+    for number, (name, attack) in enumerate(suite.items(), 1):
+        live = np.flatnonzero(least > 0) if union else everything
+        if not len(live):
+            break
+        parts = None if directory is None else Parts(directory / name, {"attack": name, "union": union})
+        found = run_attack(
+            jax.random.fold_in(attack_key, number),
+            attack,
+            logits_fn,
+            images[live],
+            labels[live],
+            rows=rows[live],
+            leave=union and not random,
+            batch_size=size,
+            parts=parts,
+            progress=f"{name} ({attack.norm.name})" if progress else None,
+        )
+        share = score(jax.random.fold_in(select_key, number), found.images, live, selection).mean(0)
+        survived[number, live] = share
+        passes[:, number, live] = found.forwards, found.backwards
+        lower = share < least[live]
+        at = live[lower]
+        least[at], worst[at], moved[at] = share[lower], number, found.images[lower]
+        restart[at], distance[at] = found.restart[lower], found.distance[lower]
+    robust = score(score_key, moved, everything, scoring)
+    norms = ("", *(attack.norm.name for attack in suite.values()))
+    return SuiteResult(names, norms, survived, worst, restart, distance, moved, robust, *passes)
+
+
+MEMORY = 2**31
+"""Bytes that the activations of a batch may take where the device does not say what it has."""
+
+LARGEST_BATCH = 1024
+
+
+def fitting_batch(logits_fn: LogitsFn, images: Array) -> int:
+    """The largest power of two whose activations, forward and backward, fill at most half of the device's memory.
+
+    Asks the compiler for what a batch of eight takes.
+
+    Args:
+        logits_fn: the model.
+        images: ``(N, H, W, C)``; only their shape counts.
+
+    Returns:
+        1 to 1024.
+    """
+    shape = (8, *images.shape[1:])
+
+    def slope(logits_fn: LogitsFn, key: Key, images: Array) -> Array:
+        return jax.grad(lambda images: jax.nn.log_softmax(logits_fn(key, images))[:, 0].sum())(images)
+
+    keys = jax.random.split(jax.random.key(0), shape[0])
+    program = jax.jit(slope).lower(logits_fn, keys, jax.ShapeDtypeStruct(shape, np.float32)).compile()
+    analysis = program.memory_analysis()
+    taken = analysis.temp_size_in_bytes / shape[0] if analysis else 1
+    stats = jax.devices()[0].memory_stats() or {}
+    fitting = int(stats.get("bytes_limit", 2 * MEMORY) / 2 / max(taken, 1))
+    return max(1, min(LARGEST_BATCH, 1 << (fitting.bit_length() - 1))) if fitting else 1

@@ -1,0 +1,269 @@
+"""Attacks on defences that hide their gradients: what fails, what gets through, and what the checks say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attack_helpers import grey, linear, mixed, mlp, own_labels, predictions
+from helpers import float64
+from jax.tree_util import Partial
+from scipy.special import log_softmax, softmax
+
+from rbf_jax import attacks, evaluate
+
+KEY = jax.random.key(2)
+SHAPE = (8, 8, 1)
+COUNT = 40
+
+
+def weights():
+    return jnp.asarray(np.random.default_rng(3).normal(size=(64, 2)), jnp.float32)
+
+
+def _score(matrix, images):
+    """Two classes on one linear score, so that every front end below leaves the classes learnable by hand."""
+    return (images.reshape(len(images), -1) - 0.5) @ matrix
+
+
+def _saturated(sharpness_matrix, key, images):
+    del key
+    sharpness, matrix = sharpness_matrix
+    return _score(matrix, jax.nn.sigmoid(sharpness * (images - 0.5)))
+
+
+def saturated(sharpness):
+    return Partial(_saturated, (jnp.float32(sharpness), weights()))
+
+
+def _quantise(key, images):
+    del key
+    return jnp.round(images * 4) / 4
+
+
+def _classify(matrix, key, images):
+    del key
+    return _score(matrix, images)
+
+
+def quantised():
+    front, classifier = Partial(_quantise), Partial(_classify, weights())
+    return Partial(_compose, front, classifier), attacks.straight_through(front, classifier)
+
+
+def _compose(front, classifier, key, images):
+    return classifier(key, front(key, images))
+
+
+def _noisy(matrix, key, images):
+    """Noise far above the signal; the mean over many draws is sound."""
+    keys = key if key.shape else jax.random.split(key, len(images))
+    noise = jax.vmap(lambda key: jax.random.normal(key, images.shape[1:]))(keys)
+    # The noise enters through the weights' signs: one draw's gradient points anywhere.
+    flips = jnp.where(noise.reshape(len(images), -1) > 0.4, -1.0, 1.0)
+    return ((images.reshape(len(images), -1) - 0.5) * flips) @ matrix
+
+
+def noisy():
+    return Partial(_noisy, weights())
+
+
+def examples(model):
+    """No pixel is near 0.5, where a steep sigmoid still has a slope."""
+    rng = np.random.default_rng(0)
+    images = rng.choice([0.38, 0.62], (COUNT, *SHAPE)) + rng.uniform(-0.05, 0.05, (COUNT, *SHAPE))
+    return jnp.asarray(images, jnp.float32), own_labels(model, jnp.asarray(images, jnp.float32))
+
+
+def left(attack, model, images, labels, judge=None):
+    """Share of the examples that stay right, as the true model says."""
+    result = jax.jit(attack)(KEY, model, images, labels)
+    return np.mean(predictions(model if judge is None else judge, result.images) == labels)
+
+
+EPSILON = 0.3
+
+
+def test_saturated_front_needs_annealing():
+    """The slope of the sigmoid underflows: PGD stands still. Surrogates of growing sharpness lead through."""
+    model = saturated(1e4)
+    images, labels = examples(model)
+    plain = attacks.pgd(attacks.Linf, epsilon=EPSILON, steps=20, random_start=False)
+    assert left(plain, model, images, labels) == 1
+    annealed = attacks.annealed(plain, [saturated(s) for s in (1.0, 10.0)])
+    assert left(annealed, model, images, labels) < 0.05
+    flags = attacks.masking_checks(
+        KEY, model, images, labels, norm=attacks.Linf, epsilon=EPSILON, large_epsilon=0.5, steps=5, queries=300
+    )
+    assert flags["zero gradients"].raised
+    assert flags["gradient-free beats gradient-based"].raised
+    assert flags["robust at a large epsilon"].raised
+    assert not flags["randomness"].raised
+
+
+def test_quantiser_needs_the_identity():
+    model, opened = quantised()
+    images, labels = examples(model)
+    plain = attacks.pgd(attacks.Linf, epsilon=EPSILON, steps=20, random_start=False)
+    assert left(plain, model, images, labels) == 1
+    np.testing.assert_allclose(model(KEY, images), opened(KEY, images), atol=1e-5)
+    assert left(plain, opened, images, labels, judge=model) < 0.05
+    assert left(attacks.transfer(plain, opened), model, images, labels) < 0.05
+    assert attacks.masking_checks(
+        KEY, model, images, labels, norm=attacks.Linf, epsilon=EPSILON, large_epsilon=0.5, steps=5, queries=300
+    )["zero gradients"].raised
+
+
+def test_noise_needs_eot():
+    model = noisy()
+    images, _ = examples(model)
+    sound = linear(0.31 * float64(weights()), -0.5 * 0.31 * float64(weights()).sum(0))
+    labels = own_labels(sound, images)
+    rates = []
+    for gradient in (attacks.exact, attacks.eot(60)):
+        attack = attacks.pgd(
+            attacks.Linf, epsilon=0.06, steps=3, random_start=False, loss=attacks.margin, gradient=gradient
+        )
+        result = jax.jit(attack)(KEY, model, images, labels)
+        survived = evaluate.survival(
+            jax.random.key(9), Partial(_mean_of, noisy()), result.images, labels, redraws=3, batch_size=COUNT
+        )
+        rates.append(survived.mean())
+    assert rates[0] > 0.3
+    assert rates[1] < 0.05
+    flags = attacks.masking_checks(
+        KEY, model, images, labels, norm=attacks.Linf, epsilon=0.06, large_epsilon=0.5, steps=2, queries=10
+    )
+    assert flags["randomness"].raised
+
+
+def _mean_of(model, key, images):
+    keys = jax.vmap(lambda key: jax.random.split(key, 200))(key).swapaxes(0, 1)
+    return jnp.log(jax.lax.map(lambda keys: jax.nn.softmax(model(keys, images)), keys).mean(0))
+
+
+def test_checks_find_nothing_on_a_sound_model():
+    model = mlp(0, SHAPE)
+    images = grey(0, COUNT, SHAPE)
+    labels = own_labels(model, images)
+    source = mlp(1, SHAPE)
+    crafted = jax.jit(attacks.fgsm(attacks.Linf, epsilon=0.1))(KEY, source, images, own_labels(source, images)).images
+    flags = attacks.masking_checks(
+        KEY,
+        model,
+        images,
+        labels,
+        norm=attacks.Linf,
+        epsilon=0.1,
+        large_epsilon=0.5,
+        steps=20,
+        queries=100,
+        crafted=crafted,
+    )
+    assert [name for name, flag in flags.items() if flag.raised] == []
+    assert len(flags) == 7
+
+
+def _probabilities(model, key, images):
+    return jax.nn.softmax(40 * model(key, images))
+
+
+def test_checks_find_softmax_outputs_and_transfer():
+    """Probabilities of a confident model are flat at 1 and 0; another model's images still mislead it."""
+    bare = mlp(0, SHAPE)
+    model = Partial(_probabilities, Partial(_scaled, mlp(0, SHAPE)))
+    images = grey(0, COUNT, SHAPE)
+    labels = own_labels(bare, images)
+    crafted = jax.jit(attacks.pgd(attacks.Linf, epsilon=0.1, steps=20))(KEY, bare, images, labels).images
+    flags = attacks.masking_checks(
+        KEY,
+        model,
+        images,
+        labels,
+        norm=attacks.Linf,
+        epsilon=0.1,
+        large_epsilon=0.5,
+        steps=5,
+        queries=50,
+        crafted=crafted,
+    )
+    assert flags["softmax outputs"].raised
+    assert flags["zero gradients"].raised
+    assert flags["transfer beats white-box"].raised
+
+
+def _scaled(model, key, images):
+    return 100 * model(key, images)
+
+
+@pytest.mark.parametrize("kind", ["mean_softmax", "mean_logits"])
+def test_losses_of_the_mean(kind):
+    """Value and gradient of the loss of the average, against NumPy and one autodiff over all draws."""
+    model, images = noisy(), mixed(0, 3, SHAPE)
+    keys, labels = jax.random.split(KEY, 3), jnp.asarray([0, 1, 0], jnp.int32)
+    estimator = getattr(attacks, kind)(4)
+    arguments = (keys, model, attacks.cross_entropy, images, labels, None)
+    seen, blind = jax.jit(lambda: tuple(estimator.look(*arguments, with_gradient=wanted) for wanted in (True, False)))()
+    draws = [float64(model(attacks.gradients.fold_in(keys, i), images)) for i in range(4)]
+    if kind == "mean_logits":
+        expected = np.mean(draws, 0)
+    else:
+        expected = np.log(np.mean([softmax(logits, -1) for logits in draws], 0))
+    np.testing.assert_allclose(seen.logits, expected, atol=1e-5)
+    np.testing.assert_allclose(seen.loss, -log_softmax(expected, -1)[np.arange(3), labels], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(blind.loss, seen.loss, rtol=1e-6)
+
+    def total(images):
+        stacked = jnp.stack([model(attacks.gradients.fold_in(keys, i), images) for i in range(4)])
+        mean = stacked.mean(0) if kind == "mean_logits" else jnp.log(jax.nn.softmax(stacked).mean(0))
+        return attacks.cross_entropy(mean, labels, None).sum()
+
+    np.testing.assert_allclose(seen.gradient, jax.jit(jax.grad(total))(images), atol=1e-5)
+    assert (estimator.draws, estimator.forwards) == (4, 8)
+
+
+def test_known_noise_is_one_draw():
+    model = attacks.known_noise(noisy(), jax.random.key(7))
+    images = mixed(0, 3, SHAPE)
+    first, second = model(jax.random.key(0), images), model(jax.random.split(jax.random.key(1), 3), images)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_array_equal(first, noisy()(jax.random.key(7), images))
+    with pytest.raises(ValueError, match="single key"):
+        attacks.known_noise(noisy(), jax.random.split(KEY, 2))
+
+
+def test_transfer_scores_on_the_target():
+    images, source, target = grey(0, 20, SHAPE), mlp(0, SHAPE), mlp(1, SHAPE)
+    labels = own_labels(target, images)
+    own = attacks.pgd(attacks.Linf, epsilon=0.2, steps=5)
+    crafted = jax.jit(own)(KEY, source, images, labels)
+    result = jax.jit(attacks.transfer(own, source))(KEY, target, images, labels)
+    np.testing.assert_array_equal(result.images, crafted.images)
+    np.testing.assert_array_equal(result.success, predictions(target, result.images) != labels)
+    np.testing.assert_array_equal(result.forwards, crafted.forwards + 1)
+    assert 0 < result.success.mean() < 1
+
+
+def test_annealing_counts_all_stages_and_needs_one():
+    images, model = grey(0, 4, SHAPE), mlp(0, SHAPE)
+    attack = attacks.pgd(attacks.Linf, epsilon=0.1, steps=3)
+    result = jax.jit(attacks.annealed(attack, [mlp(1, SHAPE), mlp(2, SHAPE)]))(
+        KEY, model, images, own_labels(model, images)
+    )
+    assert result.forwards.tolist() == [12] * 4
+    assert result.backwards.tolist() == [9] * 4
+    with pytest.raises(ValueError, match="surrogates must be at least one"):
+        attacks.annealed(attack, [])
+
+
+def test_a_start_is_where_it_begins():
+    """PGD with no room to move ends where it was told to start, brought into the ball."""
+    images, model = grey(0, 3, SHAPE), mlp(0, SHAPE)
+    start = jnp.clip(images + 0.3, 0, 1)
+    attack = attacks.pgd(attacks.Linf, epsilon=0.1, steps=1, step_size=1e-6, random_start=False)
+    result = jax.jit(attack)(KEY, model, images, own_labels(model, images), start=start)
+    np.testing.assert_allclose(result.images, images + 0.1, atol=3e-6)
+    for unsuited, message in ((start[:2], "start must have the images' shape"), (start + 1, "start must lie in")):
+        with pytest.raises(ValueError, match=message):
+            attack(KEY, model, images, own_labels(model, images), start=unsuited)
+    with pytest.raises(ValueError, match="start must be None"):
+        attacks.fgsm(attacks.Linf, epsilon=0.1)(KEY, model, images, own_labels(model, images), start=start)

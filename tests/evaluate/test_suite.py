@@ -1,0 +1,196 @@
+"""Suites: who is broken by what, on which examples work is spent, and what fresh draws say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attack_helpers import KEY, grey, mixed, mlp, own_labels, predictions
+from jax.tree_util import Partial
+
+from rbf_jax import attacks, evaluate
+from rbf_jax.evaluate import live
+from rbf_jax.evaluate.live import run_live
+
+N = 37
+
+
+def problem(seed=0):
+    model, images = mlp(seed), grey(seed, N)
+    return model, images, own_labels(model, images)
+
+
+def suite(epsilon=0.04):
+    return {
+        "fgsm": attacks.fgsm(attacks.Linf, epsilon=epsilon),
+        "pgd": attacks.pgd(attacks.Linf, epsilon=epsilon, steps=10, restarts=2, loss=attacks.margin),
+        "l2": attacks.pgd(attacks.L2, epsilon=4 * epsilon, steps=10, loss=attacks.margin),
+    }
+
+
+def test_finished_examples_leave_and_change_nothing_for_the_others():
+    """Who is broken is what the whole attack says; who is not gets the same image; work is spent on fewer."""
+    model, images, labels = problem()
+    attack = attacks.pgd(attacks.Linf, epsilon=0.03, steps=30, restarts=3, loss=attacks.margin)
+    whole, left = (
+        evaluate.run_attack(KEY, attack, model, images, labels, leave=leave, batch_size=8) for leave in (False, True)
+    )
+    np.testing.assert_array_equal(left.success, whole.success)
+    assert 0.2 < left.success.mean() < 0.95
+    np.testing.assert_array_equal(left.success, predictions(model, left.images) != labels)
+    robust = ~left.success
+    np.testing.assert_allclose(left.images[robust], whole.images[robust], atol=1e-6)
+    assert np.all(left.forwards[robust] == 93)
+    assert np.all(left.forwards[left.success] <= 93)
+    assert left.forwards.mean() < 0.8 * 93
+    # Whatever the batches, an example's steps are its own.
+    other = evaluate.run_attack(KEY, attack, model, images, labels, leave=True, batch_size=64)
+    for a, b in zip(left, other, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_leaving_compiles_a_program_for_each_power_of_two():
+    images = grey(1, N)
+    attack = attacks.pgd(attacks.Linf, epsilon=0.03, steps=40, loss=attacks.margin)
+    before = live._advance._cache_size()
+    for seed in range(3):
+        evaluate.run_attack(
+            jax.random.key(seed), attack, mlp(seed), images, own_labels(mlp(seed), images), leave=True, batch_size=32
+        )
+    assert live._advance._cache_size() - before <= 3  # 8, 16, 32
+
+
+def test_attacks_of_least_distance_do_not_leave_without_a_budget():
+    model, images, labels = problem()
+    attack = attacks.deepfool(attacks.L2, steps=15)
+    whole, left = (
+        evaluate.run_attack(KEY, attack, model, images, labels, leave=leave, batch_size=16) for leave in (False, True)
+    )
+    np.testing.assert_allclose(left.distance, whole.distance, rtol=1e-4)
+    budget = np.full(N, np.median(whole.distance), np.float32)
+    within = evaluate.run_attack(KEY, attack, model, images, labels, epsilon=budget, leave=True, batch_size=16)
+    np.testing.assert_array_equal(within.success, whole.distance <= budget)
+
+
+def test_union_spends_work_on_what_is_not_broken_yet():
+    model, images, labels = problem()
+    result = evaluate.run_suite(KEY, suite(), model, images, labels, batch_size=16)
+    everything = evaluate.run_suite(KEY, suite(), model, images, labels, union=False, batch_size=16)
+    assert result.names == ("clean", "fgsm", "pgd", "l2")
+    assert result.norms == ("", "linf", "linf", "l2")
+    # Per example, never the least of the accuracies.
+    np.testing.assert_array_equal(result.robust[0], np.all(everything.survived == 1, axis=0))
+    assert result.robust.mean() < everything.survived.mean(1).min()
+    np.testing.assert_array_equal(result.robust[0], predictions(model, result.images) == labels)
+    # An attack is left out exactly where an earlier one had succeeded.
+    for number in range(1, 4):
+        broken = np.any(result.survived[:number] == 0, axis=0)
+        np.testing.assert_array_equal(np.isnan(result.survived[number]), broken)
+        assert np.all((result.forwards[number] == 0) == broken)
+        assert np.all(everything.forwards[number] > 0)
+    broken = ~result.robust[0]
+    rows = np.flatnonzero(broken)
+    assert np.all(result.survived[result.attack[rows], rows] == 0)
+    assert np.all(result.attack[~broken] == 0)
+    linf = np.abs(result.images - images).max((1, 2, 3))
+    by_linf = np.isin(result.attack, (1, 2))
+    np.testing.assert_allclose(result.distance[by_linf], linf[by_linf], rtol=1e-5)
+    assert np.all(linf[by_linf] <= 0.04 + 6e-8)
+    assert len(np.unique(result.attack)) == 4
+
+
+def test_misclassified_images_are_attacked_by_nothing():
+    model, images, labels = problem()
+    wrong = np.arange(N) % 3 == 0
+    labels = jnp.where(wrong, (labels + 1) % 5, labels)
+    result = evaluate.run_suite(KEY, suite(1e-6), model, images, labels, batch_size=16)
+    assert np.all(result.attack == 0)
+    assert np.all(result.forwards[:, wrong] == 0)
+    np.testing.assert_array_equal(result.robust[0], ~wrong)
+    np.testing.assert_array_equal(result.images, images)
+
+
+def _shaky(model, key, images):
+    """Right or wrong by the toss of a coin, on every image in the upper half of the brightness."""
+    keys = key if key.shape else jax.random.split(key, len(images))
+    heads = jax.vmap(jax.random.bernoulli)(keys)
+    bright = images.mean((1, 2, 3)) > 0.5
+    logits = model(key, images)
+    flipped = jnp.where((heads & bright)[:, None], -logits, logits)
+    return flipped
+
+
+def test_a_randomised_model_is_judged_on_fresh_draws():
+    model = Partial(_shaky, mlp(0))
+    images = jnp.concatenate([grey(0, N) - 0.1, grey(0, N) + 0.1])
+    labels = own_labels(mlp(0), images)
+    weak = {"nothing": attacks.fgsm(attacks.Linf, epsilon=0.0)}
+    result = evaluate.run_suite(KEY, weak, model, images, labels, judge=model, redraws=(12, 40), batch_size=16)
+    assert result.robust.shape == (40, 2 * N)
+    dark = np.arange(2 * N) < N
+    assert np.all(result.robust[:, dark])
+    # Half of the fresh draws, whatever the attack saw: one unlucky draw counts for one draw only.
+    assert abs(result.robust[:, ~dark].mean() - 0.5) < 0.05
+    assert np.all(result.survived[0, dark] == 1)
+
+
+def test_results_do_not_depend_on_the_batches_or_the_neighbours():
+    model, images, labels = problem(2)
+    rows = np.arange(100, 100 + N)
+    whole = evaluate.run_suite(KEY, suite(), model, images, labels, rows=rows, batch_size=64)
+    part = np.array([30, 4, 11])
+    few = evaluate.run_suite(KEY, suite(), model, images[part], labels[part], rows=rows[part], batch_size=2)
+    np.testing.assert_array_equal(few.attack, whole.attack[part])
+    np.testing.assert_allclose(few.images, whole.images[part], atol=1e-5)
+    np.testing.assert_array_equal(few.robust, whole.robust[:, part])
+
+
+def test_a_stopped_suite_goes_on(tmp_path, monkeypatch):
+    model, images, labels = problem()
+    arguments = KEY, suite(), model, images, labels
+    expected = evaluate.run_suite(*arguments, batch_size=16)
+    first = evaluate.run_suite(KEY, {"fgsm": suite()["fgsm"]}, model, images, labels, batch_size=16, directory=tmp_path)
+    assert first.robust.mean() >= expected.robust.mean()
+    found = evaluate.run_suite(*arguments, batch_size=16, directory=tmp_path)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fgsm", "l2", "pgd"]
+
+    def refuse(*_, **__):
+        raise AssertionError("computed once more")
+
+    monkeypatch.setattr("rbf_jax.evaluate.batched.run_live", refuse)
+    again = evaluate.run_suite(*arguments, batch_size=16, directory=tmp_path)
+    np.testing.assert_array_equal(again.robust, expected.robust)
+    with pytest.raises(ValueError, match="holds another attack"):
+        evaluate.run_suite(jax.random.key(99), *arguments[1:], batch_size=16, directory=tmp_path)
+
+
+def test_bad_suites():
+    model, images, labels = problem()
+    for wrong in ({}, {"clean": suite()["fgsm"]}):
+        with pytest.raises(ValueError, match="suite must hold at least one attack"):
+            evaluate.run_suite(KEY, wrong, model, images, labels)
+
+
+def _wide(weights, key, images):
+    del key
+    return jnp.tanh(images.reshape(len(images), -1) @ weights).reshape(len(images), -1, 10).sum(1)
+
+
+def test_fitting_batch_falls_with_the_activations():
+    images = mixed(0, 4)
+    small, large = (
+        evaluate.fitting_batch(Partial(_wide, jnp.ones((16, width))), images) for width in (1000, 4_000_000)
+    )
+    assert small == 1024
+    assert 1 <= large <= 128
+    assert large & (large - 1) == 0
+
+
+def test_run_live_reports_its_progress():
+    model, images, labels = problem()
+    attack, seen = attacks.pgd(attacks.Linf, epsilon=0.03, steps=30, loss=attacks.margin), []
+    problem_ = attack.pose(jax.random.split(KEY, N), images, labels)
+    run_live(attack, model, problem_, batch_size=16, progress=seen.append)
+    assert sum(seen) == pytest.approx(N)
+    assert len(seen) > 2
