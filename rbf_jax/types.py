@@ -76,11 +76,6 @@ class AttackResult(NamedTuple):
 class Attack(Protocol):
     """An attack, ready to run: a pure function, safe under ``jit``."""
 
-    @property
-    def norm(self) -> Norm:
-        """Whose ball the images stay in."""
-        ...
-
     def __call__(
         self,
         keys: Key,

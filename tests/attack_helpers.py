@@ -114,3 +114,69 @@ def assert_within(result: AttackResult, images, epsilon, name: str):
     np.testing.assert_allclose(result.distance, distance, rtol=1e-5, atol=1e-7)
     for counts in (result.success, result.forwards, result.backwards):
         assert counts.shape == (len(images),)
+
+
+def constant(model, images):
+    """Ignores the image altogether, and says 1."""
+    del model
+    return jnp.broadcast_to(jnp.asarray([0.0, 2.0, 1.0, 0.0, 0.0]), (len(images), 5))
+
+
+def _saturated(model, images):
+    """Each pixel is pushed to 0 or 1: the slope of the sigmoid underflows wherever a pixel is not 0.5."""
+    return model(KEY, jax.nn.sigmoid(1e4 * (images - 0.5)))
+
+
+def _nan_gradient(model, images):
+    """The value is that of the model; the gradient is 0 times infinity."""
+    return model(KEY, images) + jnp.sqrt(0 * images.reshape(len(images), -1).sum(-1, keepdims=True))
+
+
+def half_nan_gradient(model, images):
+    """NaN gradients for dark images only: a root of 0 there, and of 1 elsewhere."""
+    total = images.reshape(len(images), -1).sum(-1, keepdims=True)
+    return model(KEY, images) + jnp.sqrt((total > 8).astype(jnp.float32) + 0 * total)
+
+
+def _overflow(model, images):
+    return 1e37 * model(KEY, images) * 100
+
+
+HOSTILE = [constant, _saturated, _nan_gradient, half_nan_gradient, _overflow]
+
+
+def _choose(weights, key, images):
+    del key
+    which, model = weights
+    return jax.lax.switch(which, HOSTILE, model, images)
+
+
+def hostile(function) -> LogitsFn:
+    """One model that behaves as any of them, so that an attack is compiled once for all."""
+    return Partial(_choose, (jnp.int32(HOSTILE.index(function)), mlp(0)))
+
+
+class Counter:
+    """Counts real passes: run without compilation, every pass is a Python call."""
+
+    def __init__(self):
+        self.forwards = self.backwards = 0
+
+        @jax.custom_vjp
+        def tap(images):
+            self.forwards += 1
+            return images
+
+        def forward(images):
+            self.forwards += 1
+            return images, None
+
+        def backward(_, cotangent):
+            self.backwards += 1
+            return (cotangent,)
+
+        tap.defvjp(forward, backward)
+        self.tap = tap
+
+    def __call__(self, key, images):
+        return mlp(0)(key, self.tap(images))

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from rbf_jax.attacks.driver import Composed, is_misled
+from rbf_jax.attacks.driver import Composed, Iterative, is_misled
 from rbf_jax.attacks.gradients import fold_in
 from rbf_jax.checks import check_key
-from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn
+from rbf_jax.types import Array, AttackResult, Key, LogitsFn
 
 
 def _as_partial(function: Callable[..., Array]) -> Partial:
@@ -64,7 +64,9 @@ def known_noise(logits_fn: LogitsFn, key: Key) -> Partial:
     return Partial(_known_noise, _as_partial(logits_fn), key)
 
 
-def _transfer(attack: Attack, models, keys, logits_fn, images, labels, *, targets, **options) -> AttackResult:
+def _transfer(
+    attack: Iterative | Composed, models, keys, logits_fn, images, labels, *, targets, **options
+) -> AttackResult:
     (source,) = models
     crafted = attack(keys, source, images, labels, targets=targets, **options)
     keys = keys if keys.shape else jax.random.split(keys, len(images))
@@ -72,7 +74,7 @@ def _transfer(attack: Attack, models, keys, logits_fn, images, labels, *, target
     return crafted._replace(success=is_misled(logits, labels, targets), forwards=crafted.forwards + 1)
 
 
-def transfer(attack: Attack, source: LogitsFn) -> Composed:
+def transfer(attack: Iterative | Composed, source: LogitsFn) -> Composed:
     """Crafts on one model and looks once at another: the attack's images as the source left them.
 
     Also for attacking one form of a defence and scoring on another. The passes counted are those of both models.
@@ -87,7 +89,9 @@ def transfer(attack: Attack, source: LogitsFn) -> Composed:
     return Composed(attack.norm, partial(_transfer, attack), (_as_partial(source),))
 
 
-def _annealed(attack: Attack, models, keys, logits_fn, images, labels, *, start, **options) -> AttackResult:
+def _annealed(
+    attack: Iterative | Composed, models, keys, logits_fn, images, labels, *, start, **options
+) -> AttackResult:
     keys = keys if keys.shape else jax.random.split(keys, len(images))
     spent = jnp.zeros((2, len(images)), jnp.int32)
     for number, model in enumerate(models):
@@ -97,7 +101,7 @@ def _annealed(attack: Attack, models, keys, logits_fn, images, labels, *, start,
     return result._replace(forwards=spent[0] + result.forwards, backwards=spent[1] + result.backwards)
 
 
-def annealed(attack: Attack, surrogates: Sequence[LogitsFn]) -> Composed:
+def annealed(attack: Iterative | Composed, surrogates: Sequence[LogitsFn]) -> Composed:
     """Attacks smoother surrogates first, each from where the last one ended, and the model itself at the end.
 
     For a front end whose softmax is too sharp to give a gradient: surrogates of the same defence with a smaller beta1,

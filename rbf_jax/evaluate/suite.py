@@ -7,10 +7,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from rbf_jax.attacks import Composed, Iterative
 from rbf_jax.checks import check_images, check_key, check_labels
 from rbf_jax.evaluate.batched import run_attack, survival
 from rbf_jax.evaluate.ledger import Parts
-from rbf_jax.types import Array, Attack, Key, LogitsFn
+from rbf_jax.types import Array, Key, LogitsFn
 
 
 class SuiteResult(NamedTuple):
@@ -44,7 +45,7 @@ class SuiteResult(NamedTuple):
 
 def run_suite(
     key: Key,
-    suite: Mapping[str, Attack],
+    suite: Mapping[str, Iterative | Composed],
     logits_fn: LogitsFn,
     images: Array,
     labels: Array,

@@ -7,13 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attack_helpers import (
+    HOSTILE,
     KEY,
     NORMS,
     RADIUS,
     SHAPE,
+    Counter,
     assert_within,
     compiled,
+    constant,
     grey,
+    half_nan_gradient,
+    hostile,
     linear,
     make,
     mixed,
@@ -22,10 +27,8 @@ from attack_helpers import (
     predictions,
 )
 from helpers import float64
-from jax.tree_util import Partial
 
 from rbf_jax import attacks
-from rbf_jax.types import LogitsFn
 
 KINDS = ["fgsm", "pgd", "mi_fgsm", "apgd", "apgd_t"]
 COMBINATIONS = [(kind, name) for kind in KINDS for name in NORMS]
@@ -175,47 +178,7 @@ def test_new_weights_compile_nothing(kind, name):
     assert np.abs(found[1].images - found[2].images).max() > 1e-3
 
 
-def _constant(model, images):
-    """Ignores the image altogether, and says 1."""
-    del model
-    return jnp.broadcast_to(jnp.asarray([0.0, 2.0, 1.0, 0.0, 0.0]), (len(images), 5))
-
-
-def _saturated(model, images):
-    """Each pixel is pushed to 0 or 1: the slope of the sigmoid underflows wherever a pixel is not 0.5."""
-    return model(KEY, jax.nn.sigmoid(1e4 * (images - 0.5)))
-
-
-def _nan_gradient(model, images):
-    """The value is that of the model; the gradient is 0 times infinity."""
-    return model(KEY, images) + jnp.sqrt(0 * images.reshape(len(images), -1).sum(-1, keepdims=True))
-
-
-def _half_nan_gradient(model, images):
-    """NaN gradients for dark images only: a root of 0 there, and of 1 elsewhere."""
-    total = images.reshape(len(images), -1).sum(-1, keepdims=True)
-    return model(KEY, images) + jnp.sqrt((total > 8).astype(jnp.float32) + 0 * total)
-
-
-def _overflow(model, images):
-    return 1e37 * model(KEY, images) * 100
-
-
-HOSTILE = [_constant, _saturated, _nan_gradient, _half_nan_gradient, _overflow]
-
-
-def _choose(weights, key, images):
-    del key
-    which, model = weights
-    return jax.lax.switch(which, HOSTILE, model, images)
-
-
-def hostile(function) -> LogitsFn:
-    """One model that behaves as any of them, so that an attack is compiled once for all."""
-    return Partial(_choose, (jnp.int32(HOSTILE.index(function)), mlp(0)))
-
-
-@pytest.mark.parametrize("function", HOSTILE, ids=lambda function: function.__name__[1:])
+@pytest.mark.parametrize("function", HOSTILE, ids=lambda function: function.__name__)
 @pytest.mark.parametrize(
     ("kind", "loss"),
     [
@@ -241,7 +204,7 @@ def test_useless_gradients_do_no_harm(function, kind, loss, name):
 )
 def test_constant_model_is_misled_only_where_it_was_wrong(kind, loss):
     labels = jnp.arange(8, dtype=jnp.int32) % 3
-    attack, model = compiled(kind, "l2", loss=loss), hostile(_constant)
+    attack, model = compiled(kind, "l2", loss=loss), hostile(constant)
     found = attack(KEYS, model, mixed(7, 8), labels, epsilon=everywhere(0.1))
     np.testing.assert_array_equal(found.success, labels != 1)
 
@@ -254,37 +217,11 @@ def test_unusable_gradients_of_some_leave_the_others_alone():
     attack = compiled("fgsm", "linf")
     found, expected = (
         attack(KEYS, model, images, labels, epsilon=everywhere(0.1)).images
-        for model in (hostile(_half_nan_gradient), mlp(0))
+        for model in (hostile(half_nan_gradient), mlp(0))
     )
     np.testing.assert_array_equal(found[dark], images[dark])
     np.testing.assert_allclose(found[~dark], expected[~dark], atol=1e-6)
     assert np.abs(found - images)[~dark].max() > 0.09
-
-
-class Counter:
-    """Counts real passes: run without compilation, every pass is a Python call."""
-
-    def __init__(self):
-        self.forwards = self.backwards = 0
-
-        @jax.custom_vjp
-        def tap(images):
-            self.forwards += 1
-            return images
-
-        def forward(images):
-            self.forwards += 1
-            return images, None
-
-        def backward(_, cotangent):
-            self.backwards += 1
-            return (cotangent,)
-
-        tap.defvjp(forward, backward)
-        self.tap = tap
-
-    def __call__(self, key, images):
-        return mlp(0)(key, self.tap(images))
 
 
 COUNTED = {

@@ -8,10 +8,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from attack_helpers import KEY, assert_within, grey, linear, mixed, mlp, numpy_distance, own_labels, predictions
+from attack_helpers import (
+    HOSTILE,
+    KEY,
+    Counter,
+    assert_within,
+    grey,
+    hostile,
+    linear,
+    mixed,
+    mlp,
+    numpy_distance,
+    own_labels,
+    predictions,
+)
 from helpers import float64
 from scipy.linalg import hadamard
-from test_contract import HOSTILE, Counter, hostile
 
 from rbf_jax.attacks import L1, L2, Linf
 from rbf_jax.attacks.deepfool import deepfool

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from attack_helpers import NORMS, ORDER, numpy_distance
 from helpers import float64
+from numpy.typing import ArrayLike
 from scipy import optimize, stats
 
 from rbf_jax import attacks
@@ -27,7 +28,7 @@ def deltas_of(rng) -> jax.Array:
     return jnp.asarray(deltas, jnp.float32)
 
 
-def slow_l1(delta, epsilon, low=-np.inf, high=np.inf) -> np.ndarray:
+def slow_l1(delta, epsilon, low: ArrayLike = -np.inf, high: ArrayLike = np.inf) -> np.ndarray:
     """The nearest point with ``|z|_1 <= epsilon``, ``low <= z <= high``, float64, by trying every piece of the line.
 
     ``z = sign(d) clip(|d| - t, 0, limit)``: between neighbours of all |d| and |d| - limit its length is linear in t.

@@ -52,7 +52,7 @@ def noisy(weights, key, images):
     return images.reshape(images.shape[0], -1) @ weights + noise
 
 
-def jitter(keys, logits_fn, images, labels, *, epsilon=None, targets=None):
+def jitter(keys, logits_fn, images, labels, *, epsilon=None, targets=None, start=None):
     """An attack at random, each example under its own key."""
     moved = jnp.clip(images + 0.2 * (chance(keys)[..., None, None] - 0.5), 0, 1)
     counts = jnp.ones(images.shape[0], jnp.int32)

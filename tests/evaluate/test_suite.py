@@ -1,5 +1,7 @@
 """Suites: who is broken by what, on which examples work is spent, and what fresh draws say."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +17,14 @@ N = 37
 
 
 def problem(seed=0):
-    model, images = mlp(seed), grey(seed, N)
+    model, images = mlp(seed), mixed(seed, N)
     return model, images, own_labels(model, images)
 
 
-def suite(epsilon=0.04):
+def suite(epsilon=0.05):
+    """Each breaks some examples that the ones before it leave."""
     return {
-        "fgsm": attacks.fgsm(attacks.Linf, epsilon=epsilon),
+        "fgsm": attacks.fgsm(attacks.Linf, epsilon=0.5 * epsilon),
         "pgd": attacks.pgd(attacks.Linf, epsilon=epsilon, steps=10, restarts=2, loss=attacks.margin),
         "l2": attacks.pgd(attacks.L2, epsilon=4 * epsilon, steps=10, loss=attacks.margin),
     }
@@ -30,7 +33,7 @@ def suite(epsilon=0.04):
 def test_finished_examples_leave_and_change_nothing_for_the_others():
     """Who is broken is what the whole attack says; who is not gets the same image; work is spent on fewer."""
     model, images, labels = problem()
-    attack = attacks.pgd(attacks.Linf, epsilon=0.03, steps=30, restarts=3, loss=attacks.margin)
+    attack = attacks.pgd(attacks.Linf, epsilon=0.05, steps=30, restarts=3, loss=attacks.margin)
     whole, left = (
         evaluate.run_attack(KEY, attack, model, images, labels, leave=leave, batch_size=8) for leave in (False, True)
     )
@@ -51,12 +54,13 @@ def test_finished_examples_leave_and_change_nothing_for_the_others():
 def test_leaving_compiles_a_program_for_each_power_of_two():
     images = grey(1, N)
     attack = attacks.pgd(attacks.Linf, epsilon=0.03, steps=40, loss=attacks.margin)
-    before = live._advance._cache_size()
+    advance: Any = live._advance
+    before = advance._cache_size()
     for seed in range(3):
         evaluate.run_attack(
             jax.random.key(seed), attack, mlp(seed), images, own_labels(mlp(seed), images), leave=True, batch_size=32
         )
-    assert live._advance._cache_size() - before <= 3  # 8, 16, 32
+    assert advance._cache_size() - before <= 3  # 8, 16, 32
 
 
 def test_attacks_of_least_distance_do_not_leave_without_a_budget():
@@ -79,7 +83,7 @@ def test_union_spends_work_on_what_is_not_broken_yet():
     assert result.norms == ("", "linf", "linf", "l2")
     # Per example, never the least of the accuracies.
     np.testing.assert_array_equal(result.robust[0], np.all(everything.survived == 1, axis=0))
-    assert result.robust.mean() < everything.survived.mean(1).min()
+    assert result.robust.mean() <= everything.survived.mean(1).min()
     np.testing.assert_array_equal(result.robust[0], predictions(model, result.images) == labels)
     # An attack is left out exactly where an earlier one had succeeded.
     for number in range(1, 4):
@@ -94,7 +98,7 @@ def test_union_spends_work_on_what_is_not_broken_yet():
     linf = np.abs(result.images - images).max((1, 2, 3))
     by_linf = np.isin(result.attack, (1, 2))
     np.testing.assert_allclose(result.distance[by_linf], linf[by_linf], rtol=1e-5)
-    assert np.all(linf[by_linf] <= 0.04 + 6e-8)
+    assert np.all(linf[by_linf] <= 0.05 + 6e-8)
     assert len(np.unique(result.attack)) == 4
 
 
@@ -189,7 +193,7 @@ def test_fitting_batch_falls_with_the_activations():
 
 def test_run_live_reports_its_progress():
     model, images, labels = problem()
-    attack, seen = attacks.pgd(attacks.Linf, epsilon=0.03, steps=30, loss=attacks.margin), []
+    attack, seen = attacks.pgd(attacks.Linf, epsilon=0.05, steps=30, loss=attacks.margin), []
     problem_ = attack.pose(jax.random.split(KEY, N), images, labels)
     run_live(attack, model, problem_, batch_size=16, progress=seen.append)
     assert sum(seen) == pytest.approx(N)
