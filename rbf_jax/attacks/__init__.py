@@ -21,6 +21,7 @@ from rbf_jax.attacks.daa import dgf as dgf
 from rbf_jax.attacks.deepfool import deepfool as deepfool
 from rbf_jax.attacks.driver import Composed as Composed
 from rbf_jax.attacks.driver import Iterative as Iterative
+from rbf_jax.attacks.driver import success_at as success_at
 from rbf_jax.attacks.ead import ead as ead
 from rbf_jax.attacks.ead import elastic_net as elastic_net
 from rbf_jax.attacks.ead import l1_rule as l1_rule
@@ -35,6 +36,7 @@ from rbf_jax.attacks.gradients import mean_softmax as mean_softmax
 from rbf_jax.attacks.losses import Loss as Loss
 from rbf_jax.attacks.losses import cross_entropy as cross_entropy
 from rbf_jax.attacks.losses import dlr as dlr
+from rbf_jax.attacks.losses import hinge as hinge
 from rbf_jax.attacks.losses import margin as margin
 from rbf_jax.attacks.mi_fgsm import mi_fgsm as mi_fgsm
 from rbf_jax.attacks.norms import L1 as L1

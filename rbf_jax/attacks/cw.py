@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from rbf_jax.attacks.driver import Best, Iterative, Problem, better, choose, is_misled, no_best
 from rbf_jax.attacks.gradients import Estimator, Look, exact, fold_in
-from rbf_jax.attacks.losses import Loss, margin
+from rbf_jax.attacks.losses import Loss, hinge
 from rbf_jax.attacks.norms import L2, Linf, per_example
 from rbf_jax.checks import check_count, check_not_negative, check_positive
 from rbf_jax.types import Array, LogitsFn
@@ -18,15 +18,6 @@ SCALE = 0.99
 
 
 # What these attacks and EAD share
-
-
-def hinge(confidence: float) -> Loss:
-    """``min(margin - confidence, 0)``: what is still missing."""
-
-    def loss(logits: Array, labels: Array, targets: Array | None) -> Array:
-        return jnp.minimum(margin(logits, labels, targets) - confidence, 0)
-
-    return loss
 
 
 def judged(seen: Look, p: Problem, measure: Array, confidence: float) -> Look:

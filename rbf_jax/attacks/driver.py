@@ -239,3 +239,16 @@ class Composed:
         return self.function(
             self.models, keys, logits_fn, images, labels, epsilon=epsilon, targets=targets, start=start
         )
+
+
+def success_at(result: AttackResult, budgets: Array) -> Array:
+    """Which examples an attack of least distance misled within each of several budgets.
+
+    Args:
+        result: of an attack that was given no budget.
+        budgets: ``(K,)``.
+
+    Returns:
+        bool ``(K, B)``.
+    """
+    return jnp.asarray(result.success) & (jnp.asarray(result.distance) <= jnp.asarray(budgets)[:, None])

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rbf_jax.attacks.cw import Search, first_search, hinge, is_repeat, judged, look_at_clean, next_search
+from rbf_jax.attacks.cw import Search, first_search, is_repeat, judged, look_at_clean, next_search
 from rbf_jax.attacks.driver import Best, Iterative, Problem, better, is_misled
 from rbf_jax.attacks.gradients import Estimator, exact, fold_in
+from rbf_jax.attacks.losses import hinge
 from rbf_jax.attacks.norms import L1, per_example
 from rbf_jax.checks import check_count, check_not_negative, check_positive
 from rbf_jax.types import Array, LogitsFn

@@ -40,6 +40,20 @@ def margin(logits: Array, labels: Array, targets: Array | None) -> Array:
     return pick(logits, targets) - best_other(logits, targets)
 
 
+def hinge(confidence: float) -> Loss:
+    """``min(margin - confidence, 0)``, the loss of Carlini and Wagner: what is missing of a margin.
+
+    `pgd` on ``hinge(50)`` is what papers call CW in linf.
+
+    Reference: Carlini and Wagner, S&P 2017.
+    """
+
+    def loss(logits: Array, labels: Array, targets: Array | None) -> Array:
+        return jnp.minimum(margin(logits, labels, targets) - confidence, 0)
+
+    return loss
+
+
 def dlr(logits: Array, labels: Array, targets: Array | None) -> Array:
     """Difference of logits ratio: the margin in units of the gaps between the largest logits, so free of their scale.
 

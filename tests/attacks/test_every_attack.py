@@ -1,6 +1,7 @@
 """The contract, held for every public attack there is: a new one that is not listed here fails the first test."""
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -59,6 +60,11 @@ def test_no_public_attack_is_missing():
         if inspect.isfunction(value) and inspect.signature(value).return_annotation in (Iterative, Composed)
     }
     assert public == {name.split()[0] for name in EVERY}
+
+
+def test_the_page_names_every_attack():
+    page = (Path(__file__).parents[2] / "docs" / "attacks.md").read_text()
+    assert {name.split()[0] for name in EVERY if f"`{name.split()[0]}" not in page} == set()
 
 
 @every_attack

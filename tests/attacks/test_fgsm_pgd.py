@@ -332,3 +332,18 @@ def test_losses_are_their_formulas():
         for (loss, targeted), value in expected.items():
             found = loss(*arguments, jnp.asarray(targets, jnp.int32) if targeted else None)
             assert float(found[i]) == pytest.approx(value, abs=1e-5)
+
+
+def test_success_at_budgets():
+    images, model = grey(0, 6), mlp(0)
+    result = jax.jit(attacks.deepfool(attacks.L2, steps=10))(KEY, model, images, own_labels(model, images))
+    middle = float(np.median(result.distance))
+    within = np.asarray(attacks.success_at(result, jnp.asarray([0.0, middle, 100.0])))
+    assert within.sum(1).tolist() == [0, 3, int(result.success.sum())]
+    np.testing.assert_array_equal(within[1], np.asarray(result.success) & (np.asarray(result.distance) <= middle))
+
+
+def test_hinge_is_the_margin_up_to_its_confidence():
+    logits, labels = jnp.asarray([[3.0, 1.0, 0.0], [0.0, 60.0, 1.0]]), jnp.asarray([0, 0], jnp.int32)
+    np.testing.assert_allclose(attacks.hinge(50.0)(logits, labels, None), [-52.0, 0.0])
+    np.testing.assert_allclose(attacks.hinge(0.0)(logits, labels, jnp.asarray([1, 1], jnp.int32)), [-2.0, 0.0])
