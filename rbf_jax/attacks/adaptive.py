@@ -89,19 +89,19 @@ def transfer(attack: Iterative | Composed, source: LogitsFn) -> Composed:
     return Composed(attack.norm, partial(_transfer, attack), (_as_partial(source),))
 
 
-def _annealed(
-    attack: Iterative | Composed, models, keys, logits_fn, images, labels, *, start, **options
-) -> AttackResult:
+def _annealed(attack, warm_up, models, keys, logits_fn, images, labels, *, start, **options) -> AttackResult:
     keys = keys if keys.shape else jax.random.split(keys, len(images))
     spent = jnp.zeros((2, len(images)), jnp.int32)
     for number, model in enumerate(models):
-        result = attack(fold_in(keys, number), model, images, labels, start=start, **options)
+        result = warm_up(fold_in(keys, number), model, images, labels, start=start, **options)
         start, spent = result.images, spent + jnp.stack([result.forwards, result.backwards])
     result = attack(fold_in(keys, len(models)), logits_fn, images, labels, start=start, **options)
     return result._replace(forwards=spent[0] + result.forwards, backwards=spent[1] + result.backwards)
 
 
-def annealed(attack: Iterative | Composed, surrogates: Sequence[LogitsFn]) -> Composed:
+def annealed(
+    attack: Iterative | Composed, surrogates: Sequence[LogitsFn], *, warm_up: Iterative | Composed | None = None
+) -> Composed:
     """Attacks smoother surrogates first, each from where the last one ended, and the model itself at the end.
 
     For a front end whose softmax is too sharp to give a gradient: surrogates of the same defence with a smaller beta1,
@@ -110,6 +110,8 @@ def annealed(attack: Iterative | Composed, surrogates: Sequence[LogitsFn]) -> Co
     Args:
         attack: one that takes a start.
         surrogates: models in the order in which they are attacked, at least one.
+        warm_up: the attack on the surrogates; None for the same. For a randomised model, one of many draws, that
+            starts where an attack without noise ended.
 
     Returns:
         The attack.
@@ -119,4 +121,4 @@ def annealed(attack: Iterative | Composed, surrogates: Sequence[LogitsFn]) -> Co
     """
     if not surrogates:
         raise ValueError("surrogates must be at least one model, got none")
-    return Composed(attack.norm, partial(_annealed, attack), tuple(map(_as_partial, surrogates)))
+    return Composed(attack.norm, partial(_annealed, attack, warm_up or attack), tuple(map(_as_partial, surrogates)))
