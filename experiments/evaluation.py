@@ -19,7 +19,7 @@ from rbf_jax import attacks, evaluate
 from rbf_jax.evaluate import Outcomes, Parts
 from rbf_jax.types import Attack, AttackResult, LogitsFn
 
-NORMS = {"linf": attacks.Linf, "l2": attacks.L2}
+NORMS = {"linf": attacks.Linf, "l2": attacks.L2, "l1": attacks.L1}
 
 
 class Cell(NamedTuple):
