@@ -153,19 +153,21 @@ def main() -> None:
     figures: dict[str, Any] = {"PyTorch": importlib.metadata.version("torch")}
     for case, (shape, flops, rounds) in CASES.items():
         seconds, rates = taking_turns(make_call, ("rbf_jax", "PyTorch"), case, rounds=rounds)
-        rate = statistics.median(rates)
+        # The ceiling is the best of many products, so it is the best turn that is set against it.
+        rate = max(rates)
         figures[case] = {
             "batch": shape[0],
             "GFLOP a step": round(shape[0] * flops / 1e9, 1),
             "matmul GFLOP/s": round(rate),
         }
         for library, values in seconds.items():
-            step = statistics.median(values) / STEPS
+            step, best = statistics.median(values) / STEPS, min(values) / STEPS
             figures[case] |= {
                 f"{library} ms a step": round(1e3 * step, 1),
                 f"{library} images/s": round(shape[0] / step),
                 f"{library} GFLOP/s": round(shape[0] * flops / step / 1e9),
                 f"{library} share of the matmul rate": round(shape[0] * flops / step / 1e9 / rate, 2),
+                f"{library} share of the matmul rate, best turn": round(shape[0] * flops / best / 1e9 / rate, 2),
             }
         ratios = [a / b for a, b in zip(seconds["rbf_jax"], seconds["PyTorch"], strict=True)]
         figures[case] |= {
