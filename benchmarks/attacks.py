@@ -33,9 +33,9 @@ from rbf_jax.train import load_weights
 EPSILON = 0.01
 BATCH = 128
 CASES = {
-    "PGD-40": (("rbf_jax", "torchattacks", "foolbox", "adv_lib"), 40, 5),
-    "APGD-100": (("rbf_jax", "torchattacks", "adv_lib"), 100, 3),
-    "Square-1000": (("rbf_jax", "torchattacks"), 1000, 3),
+    "PGD-40": (("rbf_jax", "torchattacks", "foolbox", "adv_lib"), 40, 3),
+    "APGD-100": (("rbf_jax", "torchattacks", "adv_lib"), 100, 2),
+    "Square-1000": (("rbf_jax", "torchattacks"), 1000, 1),
 }
 """By name: the libraries that have it, its looks at the model, rounds."""
 
