@@ -334,6 +334,7 @@ def test_passes_are_counted(attack, forwards, backwards):
     assert result.backwards.tolist() == [backwards] * 2
 
 
+@pytest.mark.full
 @kinds
 def test_batches_and_their_order_change_nothing(kind):
     images, model = mixed(3, 8), gentle(3)
@@ -347,6 +348,7 @@ def test_batches_and_their_order_change_nothing(kind):
         np.testing.assert_allclose(part.images, whole.images[rows], atol=1e-3)
 
 
+@pytest.mark.full
 @kinds
 def test_compiled_or_not(kind):
     images, model = mixed(4, 8), gentle(4)
@@ -356,6 +358,7 @@ def test_compiled_or_not(kind):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), found, expected)
 
 
+@pytest.mark.full
 @kinds
 def test_new_weights_compile_nothing(kind):
     images, attack, sizes, found = mixed(5, 8), compiled(kind), set(), []

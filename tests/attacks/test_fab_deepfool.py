@@ -191,6 +191,7 @@ def test_passes_are_counted(attack, target, forwards, backwards):
     assert result.backwards.tolist() == [backwards] * 2
 
 
+@pytest.mark.full
 @kinds
 def test_batches_and_their_order_change_nothing(kind):
     images, model = mixed(3, 8), mlp(3)
@@ -203,6 +204,7 @@ def test_batches_and_their_order_change_nothing(kind):
             np.testing.assert_allclose(found, np.asarray(expected)[rows], atol=1e-4)
 
 
+@pytest.mark.full
 @kinds
 def test_compiled_or_not_and_new_weights(kind):
     images, attack, found, compilations = mixed(4, 8), compiled(kind, "linf"), [], set()

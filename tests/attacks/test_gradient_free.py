@@ -407,6 +407,7 @@ def test_shapes(kind, name, shape):
     assert kind == "rays" or np.all(found.distance > 0)
 
 
+@pytest.mark.full
 @one_of_each
 def test_batches_and_their_order_change_nothing(kind, name):
     images, model = mixed(3, 8), mlp(3)
@@ -432,6 +433,7 @@ def test_keys(kind, name):
     assert np.any(np.asarray(split.images != other.images)) == (kind != "rays")
 
 
+@pytest.mark.full
 @one_of_each
 def test_compiled_or_not_and_new_weights(kind, name):
     images, attack = mixed(4, 8), compiled(kind, name, SMALL[kind])
