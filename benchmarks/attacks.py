@@ -2,7 +2,7 @@
 
     python -m benchmarks.attacks      # needs the extra `peers`: .venv/bin/pip install '.[peers]'
 
-PGD-40, APGD-100 and Square-1000 (linf) on the 4-layer CNN with the weights of ``results/mnist/models/cnn.npz`` and
+PGD-40, APGD-100 and Square-300 (linf) on the 4-layer CNN with the weights of ``results/mnist/models/cnn.npz`` and
 embedded digits, at a radius at which few of them fall, so that no attack can stop early. Each library has a process of
 its own; they take turns.
 """
@@ -35,7 +35,7 @@ BATCH = 128
 CASES = {
     "PGD-40": (("rbf_jax", "torchattacks", "foolbox", "adv_lib"), 40, 3),
     "APGD-100": (("rbf_jax", "torchattacks", "adv_lib"), 100, 2),
-    "Square-1000": (("rbf_jax", "torchattacks"), 1000, 1),
+    "Square-300": (("rbf_jax", "torchattacks"), 300, 1),
 }
 """By name: the libraries that have it, its looks at the model, rounds."""
 
@@ -58,7 +58,7 @@ def jax_call(case: str) -> Callable[[], object]:
     attack = {
         "PGD-40": attacks.pgd(attacks.Linf, epsilon=EPSILON, steps=40),
         "APGD-100": attacks.apgd(attacks.Linf, epsilon=EPSILON, steps=100),
-        "Square-1000": attacks.square(attacks.Linf, epsilon=EPSILON, queries=1000),
+        "Square-300": attacks.square(attacks.Linf, epsilon=EPSILON, queries=300),
     }[case]
     run, arguments = jax.jit(attack), (jax.random.key(0), logits_fn, jnp.asarray(images), jnp.asarray(labels))
     return lambda: jax.block_until_ready(run(*arguments))
@@ -100,7 +100,7 @@ def torch_call(library: str, case: str) -> Callable[[], object]:
         attack = {
             "PGD-40": lambda: peer.PGD(model, eps=EPSILON, alpha=EPSILON / 16, steps=40),
             "APGD-100": lambda: peer.APGD(model, norm="Linf", eps=EPSILON, steps=100, n_restarts=1),
-            "Square-1000": lambda: peer.Square(model, norm="Linf", eps=EPSILON, n_queries=1000, n_restarts=1),
+            "Square-300": lambda: peer.Square(model, norm="Linf", eps=EPSILON, n_queries=300, n_restarts=1),
         }[case]()
         return lambda: attack(x, y)
     if library == "foolbox":
