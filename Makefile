@@ -44,7 +44,7 @@ $(STAMP): setup.cfg pyproject.toml
 quickstart: $(STAMP)  ## the whole pipeline on 5,000 real digits in 3 minutes, with a report
 	$(call reproduce,quickstart)
 
-test: $(STAMP)  ## the default tests (about 10 minutes on two cores)
+test: $(STAMP)  ## the default tests (10 to 12 minutes on two cores)
 	$(RUN) $(BIN)/pytest -m "not full" -n 2 $(ARGS)
 
 test-full: $(STAMP)  ## all tests, those that need minutes or the full data included
