@@ -12,8 +12,6 @@ from experiments import process
 if __name__ == "__main__":
     process.ensure()
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +21,11 @@ import numpy as np
 from absl import flags
 from jax.tree_util import Partial
 
-from experiments import evaluation, jobs, learn, tables
-from experiments.provenance import ROOT, provenance
+from experiments import evaluation, jobs, learn
+from experiments.provenance import provenance
 from rbf_jax import PRESETS, RBFFilters, attacks, defend, evaluate, models, reconstruct
 from rbf_jax.attacks import Composed, Iterative, eot, transfer
 from rbf_jax.evaluate import Outcomes, Parts, SuiteResult
-from rbf_jax.files import replacing
 from rbf_jax.types import Array, Key, LogitsFn, Norm
 
 MODEL = flags.DEFINE_enum("model", "rcnn", [name for name, front in learn.FRONT.items() if front], "which model")
@@ -166,6 +163,7 @@ def job() -> None:
         "beta2": config.beta2,
         "m": config.draws,
     }
+    ledgers: dict[str, Path] = {}
     for title, (suite, logits_fn, judge) in suites.items():
         folder = run.directory / "arena" / f"{name}-{count}" / title.replace(" ", "-")
         result = evaluate.run_suite(
@@ -186,16 +184,9 @@ def job() -> None:
         outcomes = Outcomes(rows, np.zeros((0, count), bool), result.robust, facts)
         evaluate.save_outcomes(folder / "ledger.npz", outcomes)
         print(f"{title}: the union leaves {record[title]['union, fresh draws']['left, %']} %", flush=True)
-        if jobs.PUBLISH.value:
-            with replacing(
-                ROOT / "results" / "arena" / "ledger" / f"{name}-{title.replace(' ', '-')}.npz"
-            ) as temporary:
-                shutil.copyfile(folder / "ledger.npz", temporary)
+        ledgers[title.replace(" ", "-")] = folder / "ledger.npz"
     if jobs.PUBLISH.value:
-        # Beside the benchmarks: `make tables` makes their page.
-        with replacing(ROOT / "results" / "benchmarks" / f"arena_{name}.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
-        tables.main()
+        jobs.publish_record(f"arena_{name}", record, ledgers)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """What the entry points share: their flags, the run directory, and how they fail."""
 
+import json
 import os
 import shutil
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -52,6 +54,16 @@ def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> No
             shutil.copyfile(run.directory / path, temporary)
     if (directory / "job.json").exists():
         tables.write_results(directory, run.config.set)
+
+
+def publish_record(name: str, record: dict[str, Any], ledgers: dict[str, Path]) -> None:
+    """Writes figures beside the benchmarks, where `make tables` makes their page, and ledgers by name."""
+    for title, path in ledgers.items():
+        with replacing(ROOT / "results" / name / "ledger" / f"{title}.npz") as temporary:
+            shutil.copyfile(path, temporary)
+    with replacing(ROOT / "results" / "benchmarks" / f"{name}.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    tables.main()
 
 
 def main(job: Callable[[], None], needs: str = "config") -> None:

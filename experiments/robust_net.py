@@ -12,8 +12,6 @@ from experiments import process
 if __name__ == "__main__":
     process.ensure()
 
-import json
-import shutil
 from pathlib import Path
 
 import jax
@@ -22,11 +20,11 @@ import numpy as np
 from absl import flags
 from jax.tree_util import Partial
 
-from experiments import jobs, tables
-from experiments.provenance import ROOT, provenance
+from experiments import jobs
+from experiments.provenance import provenance
 from rbf_jax import attacks, data, evaluate
 from rbf_jax.evaluate import Outcomes, Parts
-from rbf_jax.files import read_npz, replacing
+from rbf_jax.files import read_npz
 from rbf_jax.models.layers import conv, max_pool
 from rbf_jax.types import Array, Key
 
@@ -147,14 +145,9 @@ def job() -> None:
         evaluate.save_outcomes(path, Outcomes(np.arange(total), nothing, robust[None], facts))
         print(f"{name}: leaves {figures[name]['left, %']:.2f} % of {total}", flush=True)
     if jobs.PUBLISH.value:
-        for path in sorted((directory / "ledger").glob("*.npz")):
-            with replacing(ROOT / "results" / "robust_net" / "ledger" / path.name) as temporary:
-                shutil.copyfile(path, temporary)
-        # Beside the benchmarks: `make tables` makes their page.
         record = provenance() | {"epsilon": EPSILON, "seed": 1, "the record, %": OTHERS["the record"]} | figures
-        with replacing(ROOT / "results" / "benchmarks" / "robust_net.json") as temporary:
-            temporary.write_text(json.dumps(record, indent=1) + "\n")
-        tables.main()
+        ledgers = {path.stem: path for path in sorted((directory / "ledger").glob("*.npz"))}
+        jobs.publish_record("robust_net", record, ledgers)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,12 @@ def check_not_negative(value: Array | float, name: str) -> None:
         raise ValueError(f"{name} must be at least 0 and finite, got {value}")
 
 
+def check_budget(epsilon: Array | float) -> None:
+    """Raises ValueError unless epsilon is at least 0; inf, for no budget, is one number, not one of many."""
+    if not (isinstance(epsilon, float) and epsilon == math.inf):
+        check_not_negative(epsilon, "epsilon")
+
+
 def check_count(value: int, name: str, least: int = 1) -> None:
     """Raises ValueError unless the value is a whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:

@@ -180,3 +180,13 @@ class Counter:
 
     def __call__(self, key, images):
         return mlp(0)(key, self.tap(images))
+
+
+def assert_counted(attack, forwards: int, backwards: int, targets=None):
+    """What a result says was spent on each example is what the model saw."""
+    images, counter = mixed(0, 2), Counter()
+    with jax.disable_jit():
+        result = attack(jax.random.key(0, impl="rbg"), counter, images, jnp.zeros(2, jnp.int32), targets=targets)
+    assert (counter.forwards, counter.backwards) == (forwards, backwards)
+    assert result.forwards.tolist() == [forwards] * 2
+    assert result.backwards.tolist() == [backwards] * 2

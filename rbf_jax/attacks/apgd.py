@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from rbf_jax.attacks.apgd_rules import Track, halving, sparse_rule
-from rbf_jax.attacks.driver import Best, Iterative, Problem, better, choose, is_misled, no_best
+from rbf_jax.attacks.driver import Best, Iterative, Problem, better, choose, is_misled, no_best, random_point
 from rbf_jax.attacks.gradients import Estimator, exact, fold_in
 from rbf_jax.attacks.losses import Loss, cross_entropy, dlr, likely_classes
 from rbf_jax.checks import check_count, check_not_negative
@@ -113,8 +113,7 @@ def _attack(
         return _State(track, rule.begin(p, p.epsilon, track), tried, best)
 
     def start(run: Array, keys: Key, radius: Array, p: Problem) -> Array:
-        drawn = p.images + norm.sample(fold_in(keys, looks), p.images.shape, radius)
-        drawn = norm.confine(p.images, drawn, radius)
+        drawn = random_point(norm, fold_in(keys, looks), p.images, radius)
         return drawn if p.start is None else jnp.where(run == 0, p.start, drawn)
 
     def step(number: Array, logits_fn: LogitsFn, p: Problem, state: _State) -> _State:

@@ -10,7 +10,7 @@ from rbf_jax.attacks.driver import Best, Iterative, Problem, better, choose, is_
 from rbf_jax.attacks.gradients import Estimator, Look, exact, fold_in
 from rbf_jax.attacks.losses import Loss, hinge
 from rbf_jax.attacks.norms import L2, Linf, per_example
-from rbf_jax.checks import check_count, check_not_negative, check_positive
+from rbf_jax.checks import check_budget, check_count, check_not_negative, check_positive
 from rbf_jax.types import Array, LogitsFn
 
 SCALE = 0.99
@@ -107,8 +107,7 @@ def _descend(adam: _Adam, slope: Array, number: Array, learning_rate: float) -> 
 
 
 def _check(epsilon: float, steps: int, learning_rate: float, initial_c: float, confidence: float) -> None:
-    if epsilon != math.inf:
-        check_not_negative(epsilon, "epsilon")
+    check_budget(epsilon)
     check_count(steps, "steps")
     check_positive(learning_rate, "learning_rate")
     check_positive(initial_c, "initial_c")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rbf_jax.attacks.driver import Best, Iterative, Problem, better, no_best
+from rbf_jax.attacks.driver import Best, Iterative, Problem, better, no_best, random_point
 from rbf_jax.attacks.gradients import Estimator, exact, fold_in
 from rbf_jax.attacks.losses import Loss, cross_entropy
 from rbf_jax.attacks.norms import per_example
@@ -130,12 +130,9 @@ def daa(
         restart, within = number // (steps + 1), number % (steps + 1)
         keys = fold_in(p.keys, number)
 
-        def start() -> Array:
-            return norm.confine(
-                p.images, p.images + norm.sample(fold_in(keys, 0), p.images.shape, p.epsilon), p.epsilon
-            )
-
-        x = jax.lax.cond(within == 0, start, lambda: state.x)
+        x = jax.lax.cond(
+            within == 0, lambda: random_point(norm, fold_in(keys, 0), p.images, p.epsilon), lambda: state.x
+        )
 
         def go_on() -> _State:
             seen = gradient.look(fold_in(keys, 1), logits_fn, loss, x, p.labels, p.targets, with_gradient=True)

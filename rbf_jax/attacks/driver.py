@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rbf_jax.attacks.gradients import Look, fold_in
 from rbf_jax.attacks.norms import per_example
-from rbf_jax.checks import check_images, check_key, check_labels, check_not_negative
+from rbf_jax.checks import check_budget, check_images, check_key, check_labels, check_not_negative
 from rbf_jax.types import Array, AttackResult, Key, LogitsFn, Norm
 
 
@@ -87,6 +87,11 @@ def better(
         best.forwards + forwards,
         best.backwards + backwards,
     )
+
+
+def random_point(norm: Norm, keys: Key, images: Array, epsilon: Array) -> Array:
+    """Images drawn uniformly from the ball, brought into the box."""
+    return norm.confine(images, images + norm.sample(keys, images.shape, epsilon), epsilon)
 
 
 def choose(where: Array, chosen: Any, otherwise: Any) -> Any:
@@ -169,7 +174,9 @@ class Iterative:
                 raise ValueError(f"start must have the images' shape {images.shape}, got {start.shape}")
         check_key(keys)
         epsilon = self.epsilon if epsilon is None else epsilon
-        if not (self.minimal and isinstance(epsilon, float) and epsilon == float("inf")):
+        if self.minimal:
+            check_budget(epsilon)
+        else:
             check_not_negative(epsilon, "epsilon")
         if keys.shape not in ((), (batch,)):
             raise ValueError(f"keys must be a single key or one for each of {batch} images, got shape {keys.shape}")

@@ -12,7 +12,7 @@ from rbf_jax.attacks.driver import Best, Iterative, Problem, better, is_misled
 from rbf_jax.attacks.gradients import Estimator, exact, fold_in
 from rbf_jax.attacks.losses import hinge
 from rbf_jax.attacks.norms import L1, per_example
-from rbf_jax.checks import check_count, check_not_negative, check_positive
+from rbf_jax.checks import check_budget, check_count, check_not_negative, check_positive
 from rbf_jax.types import Array, LogitsFn
 
 
@@ -75,8 +75,7 @@ def ead(
 
     Reference: Chen et al., AAAI 2018.
     """
-    if epsilon != math.inf:
-        check_not_negative(epsilon, "epsilon")
+    check_budget(epsilon)
     check_count(steps, "steps")
     check_count(searches, "searches")
     check_positive(learning_rate, "learning_rate")

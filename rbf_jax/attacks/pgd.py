@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rbf_jax.attacks.driver import Best, Iterative, Problem, better, no_best
+from rbf_jax.attacks.driver import Best, Iterative, Problem, better, no_best, random_point
 from rbf_jax.attacks.gradients import Estimator, exact, fold_in
 from rbf_jax.attacks.losses import Loss, cross_entropy
 from rbf_jax.attacks.norms import per_example
@@ -78,8 +78,7 @@ def pgd(
     def first(keys: Key, restart: Array, p: Problem) -> Array:
         if not random_start:
             return p.images if p.start is None else p.start
-        drawn = p.images + norm.sample(fold_in(keys, 0), p.images.shape, p.epsilon)
-        drawn = norm.confine(p.images, drawn, p.epsilon)
+        drawn = random_point(norm, fold_in(keys, 0), p.images, p.epsilon)
         return drawn if p.start is None else jnp.where(restart == 0, p.start, drawn)
 
     def step(number: Array, logits_fn: LogitsFn, p: Problem, state: _State) -> _State:

@@ -9,7 +9,7 @@ from rbf_jax.attacks.driver import Best, Iterative, Problem, better, is_misled, 
 from rbf_jax.attacks.gradients import exact, fold_in
 from rbf_jax.attacks.losses import margin
 from rbf_jax.attacks.norms import ROUNDING, Linf, per_example
-from rbf_jax.checks import check_count, check_not_negative, check_positive
+from rbf_jax.checks import check_budget, check_count, check_positive
 from rbf_jax.types import Array, LogitsFn
 
 
@@ -45,8 +45,7 @@ def rays(*, epsilon: float = math.inf, queries: int = 10_000, tolerance: float =
 
     Reference: Chen and Gu, KDD 2020.
     """
-    if epsilon != math.inf:
-        check_not_negative(epsilon, "epsilon")
+    check_budget(epsilon)
     check_count(queries, "queries")
     check_positive(tolerance, "tolerance")
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rbf_jax.attacks.driver import Best, Iterative, Problem, better, no_best
+from rbf_jax.attacks.driver import Best, Iterative, Problem, better, no_best, random_point
 from rbf_jax.attacks.gradients import Estimator, exact, fold_in
 from rbf_jax.attacks.losses import Loss, margin
 from rbf_jax.checks import check_count, check_not_negative, check_positive
@@ -112,7 +112,7 @@ def spsa(
         return _State(p.images, jnp.zeros_like(p.images), jnp.zeros_like(p.images), no_best(p.images))
 
     def start(restart: Array, keys: Key, p: Problem) -> Array:
-        drawn = norm.confine(p.images, p.images + norm.sample(keys, p.images.shape, p.epsilon), p.epsilon)
+        drawn = random_point(norm, keys, p.images, p.epsilon)
         return jnp.where(restart == 0, p.images if p.start is None else p.start, drawn)
 
     def slope(keys: Key, logits_fn: LogitsFn, p: Problem, x: Array) -> Array:

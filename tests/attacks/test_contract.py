@@ -12,7 +12,7 @@ from attack_helpers import (
     NORMS,
     RADIUS,
     SHAPE,
-    Counter,
+    assert_counted,
     assert_within,
     compiled,
     constant,
@@ -238,12 +238,7 @@ COUNTED = {
 
 @pytest.mark.parametrize(("attack", "forwards", "backwards"), COUNTED.values(), ids=COUNTED.keys())
 def test_passes_are_counted(attack, forwards, backwards):
-    images, counter = mixed(0, 2), Counter()
-    with jax.disable_jit():
-        result = attack(jax.random.key(0, impl="rbg"), counter, images, jnp.zeros(2, jnp.int32))
-    assert (counter.forwards, counter.backwards) == (forwards, backwards)
-    assert result.forwards.tolist() == [forwards] * 2
-    assert result.backwards.tolist() == [backwards] * 2
+    assert_counted(attack, forwards, backwards)
 
 
 def test_more_restarts_never_lower_success():

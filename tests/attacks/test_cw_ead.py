@@ -13,7 +13,7 @@ import pytest
 from attack_helpers import (
     HOSTILE,
     KEY,
-    Counter,
+    assert_counted,
     assert_within,
     hostile,
     linear,
@@ -326,12 +326,7 @@ COUNTED = {
 
 @pytest.mark.parametrize(("attack", "forwards", "backwards"), COUNTED.values(), ids=COUNTED)
 def test_passes_are_counted(attack, forwards, backwards):
-    images, counter = mixed(0, 2), Counter()
-    with jax.disable_jit():
-        result = attack(jax.random.key(0, impl="rbg"), counter, images, jnp.zeros(2, jnp.int32))
-    assert (counter.forwards, counter.backwards) == (forwards, backwards)
-    assert result.forwards.tolist() == [forwards] * 2
-    assert result.backwards.tolist() == [backwards] * 2
+    assert_counted(attack, forwards, backwards)
 
 
 @pytest.mark.full

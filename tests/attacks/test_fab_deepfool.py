@@ -11,7 +11,7 @@ import pytest
 from attack_helpers import (
     HOSTILE,
     KEY,
-    Counter,
+    assert_counted,
     assert_within,
     grey,
     hostile,
@@ -182,13 +182,8 @@ COUNTED = {
 
 @pytest.mark.parametrize(("attack", "target", "forwards", "backwards"), COUNTED.values(), ids=COUNTED.keys())
 def test_passes_are_counted(attack, target, forwards, backwards):
-    images, counter = mixed(0, 2), Counter()
     targets = None if target is None else jnp.full(2, target, jnp.int32)
-    with jax.disable_jit():
-        result = attack(jax.random.key(0, impl="rbg"), counter, images, jnp.zeros(2, jnp.int32), targets=targets)
-    assert (counter.forwards, counter.backwards) == (forwards, backwards)
-    assert result.forwards.tolist() == [forwards] * 2
-    assert result.backwards.tolist() == [backwards] * 2
+    assert_counted(attack, forwards, backwards, targets)
 
 
 @pytest.mark.full
