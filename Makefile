@@ -2,8 +2,9 @@
 #
 # PROFILE   smoke | cpu | gpu | paper: how much a reproduction computes
 # DATA_DIR  folder of the prepared data (default: that of tensorflow-datasets)
-# SET       mnist | cifar10, and MODEL cnn | rcnn | cnn_plus | rcnn_plus: for `make train`
+# SET       mnist | cifar10, and MODEL, one of experiments/recipes.py: for `make train`
 # RAW       folder with the official raw files, instead of a download
+# FILTERS   file of the authors' released filters, for the model rcnn_released
 # WORKDIR   where runs keep their files, outside the checkout
 
 SHELL := /bin/bash
@@ -14,8 +15,9 @@ STAMP := $(VENV)/.installed
 PROFILE ?=
 DATA_DIR ?=
 RAW ?=
+FILTERS ?=
 WORKDIR ?= $(HOME)/.cache/rbf_jax/runs
-export WORKDIR DATA_DIR
+export WORKDIR DATA_DIR FILTERS
 
 # Runs a command with the process settings for CPU.
 RUN := $(BIN)/python -m experiments.process
@@ -65,7 +67,7 @@ reproduce-mnist: $(STAMP) $(if $(RAW),data)  ## MNIST: filters, models, attacks,
 reproduce-cifar: $(STAMP) $(if $(RAW),data)  ## CIFAR-10: the same with VGG-16
 	$(call reproduce,cifar10) $(PUBLISH)
 
-train: $(STAMP)  ## one model: SET=mnist or cifar10, MODEL=cnn, rcnn, cnn_plus or rcnn_plus
+train: $(STAMP)  ## one model: SET=mnist or cifar10, MODEL=cnn, rcnn, madry, ... (experiments/recipes.py)
 	$(RUN) $(BIN)/python -m experiments.train --config=experiments/configs/$(SET).py$(if $(PROFILE),:$(PROFILE)) --model=$(MODEL) $(PUBLISH)
 
 tables: $(STAMP)  ## the tables of results/, made again from its JSON

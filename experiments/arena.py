@@ -22,13 +22,15 @@ from absl import flags
 from jax.tree_util import Partial
 
 from experiments import evaluation, jobs, learn
+from experiments.catalogue import NORMS, warmed
 from experiments.provenance import provenance
+from experiments.recipes import RECIPES
 from rbf_jax import PRESETS, RBFFilters, attacks, defend, evaluate, models, reconstruct
 from rbf_jax.attacks import Composed, Iterative, eot, transfer
 from rbf_jax.evaluate import Outcomes, Parts, SuiteResult
 from rbf_jax.types import Array, Key, LogitsFn, Norm
 
-MODEL = flags.DEFINE_enum("model", "rcnn", [name for name, front in learn.FRONT.items() if front], "which model")
+MODEL = flags.DEFINE_enum("model", "rcnn", [name for name, recipe in RECIPES.items() if recipe.defended], "which model")
 IMAGES = flags.DEFINE_integer("images", 200, "how many test images, drawn as for the tables")
 
 SURROGATES = (1.0, 3.0, 8.0)
@@ -60,10 +62,8 @@ def secret(
     pgd = attacks.pgd(norm, steps=100, step_size=0.01, **ball)
 
     def adaptive(form: str, gradient: attacks.Estimator, loss: attacks.Loss = attacks.cross_entropy) -> Composed:
-        """From the point that the attack without noise found."""
-        settings: dict[str, Any] = {"step_size": 0.02, "random_start": False, "loss": loss, "gradient": gradient}
-        attack = attacks.pgd(norm, steps=STEPS, **settings, **ball)
-        return transfer(attacks.annealed(attack, [static], warm_up=pgd), forms[form])
+        settings = {"steps": STEPS, "warm_up": 100}
+        return transfer(warmed(norm, epsilon, settings, forms, gradient, loss), forms[form])
 
     on_static: dict[str, Iterative | Composed] = {
         "noise": attacks.random_noise(norm, **ball),
@@ -137,16 +137,16 @@ def job() -> None:
     run, name, count = jobs.open_run(), str(MODEL.value), int(IMAGES.value or 0)
     config = run.config
     examples = learn.load(config, jobs.DATA_DIR.value)
-    filters = learn.fit_filters(run, examples)
-    variables = learn.train_model(run, examples, filters, name)
+    filters = learn.fit_filters(run, examples, RECIPES[name].filters)
+    variables = learn.train_model(run, examples, name)
     forms = learn.forms(config, filters, name, variables)
-    source = learn.forms(config, filters, "cnn", learn.train_model(run, examples, filters, "cnn"))["static"]
+    source = learn.forms(config, None, "cnn", learn.train_model(run, examples, "cnn"))["static"]
     classifier = models.logits_fn(learn.classifier(config), variables)
     smoother: list[LogitsFn] = [defend(filters, classifier, beta1=beta1, beta2=0.0).static for beta1 in SURROGATES]
     rebuild = Partial(_rebuild, filters, jnp.float32(PRESETS[config.preset].test))
     identity = attacks.straight_through(rebuild, classifier)
-    norm_name, epsilon = config.attack.budgets[0]
-    norm, rows = evaluation.NORMS[norm_name], evaluation.drawn(config, count)
+    norm_name, epsilon = config.attack.plan[0][1][0]
+    norm, rows = NORMS[norm_name], evaluation.drawn(config, count)
     images, labels = examples.test.images[rows], examples.test.labels[rows]
     noise_key = jax.random.key(config.seed + 3)
     suites = {

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from experiments import evaluation, learn
+from experiments.catalogue import cells
+from experiments.recipes import RECIPES
 from experiments.rundir import Run
 from rbf_jax import RBFFilters, reconstruct
 
@@ -58,28 +60,38 @@ def training(run: Run, examples: learn.Data, models: Sequence[str], speed: Speed
     for name in models:
         if learn.weights_path(run, name).exists():
             continue
-        front, more, bank = speed.rebuild * learn.FRONT[name], 0.0, 0.0
-        if name.endswith("plus"):
+        recipe, epochs = RECIPES[name], learn.epochs(config, name)
+        front, more, bank = speed.rebuild * recipe.defended, 0.0, 0.0
+        if recipe.noise:
             more = 2 * noise.count / config.train.batch_size
             bank = noise.bank_examples * noise.bank_steps * STEP * (speed.forward + front)
         epoch = total * (STEP * speed.forward * (1 + more) + front * more)
+        if recipe.adversarial:
+            epoch += total * STEP * ((config.adversarial.steps + 1) * (speed.forward + front))
         epoch += len(examples.validation.labels) * speed.forward
-        stages.append((f"training {name}, {config.train.epochs} epochs", config.train.epochs * epoch + bank))
+        stages.append((f"training {name}, {epochs} epochs", epochs * epoch + bank))
     return stages
 
 
 def attacking(run: Run, speed: Speeds) -> list[Stage]:
     """Cells that are still to be attacked and scored."""
-    config, stages = run.config, []
-    for cell in evaluation.cells(config):
-        if all(evaluation.outcome_path(run, cell, form).exists() for form in cell.scored_on):
-            continue
-        seconds = cell.passes * STEP * (speed.forward + speed.rebuild * learn.FRONT[cell.model]) + speed.forward
-        if "predict" in cell.scored_on:
-            redraws = config.attack.scoring + (config.attack.selection if cell.norm else 0)
-            seconds += redraws * (config.draws * speed.forward + speed.rebuild)
-        title = " ".join(filter(None, (cell.attack, cell.norm, "on", cell.model)))
-        stages.append((f"{title}, {cell.examples} images", cell.examples * seconds))
+    config, stages, crafted = run.config, [], set()
+    for cell in cells(config):
+        todo = [s for s in evaluation.scorings(config, cell) if not evaluation.outcome_path(run, cell, s).exists()]
+        seconds = 0.0
+        for scoring in todo:
+            draws = config.draws if scoring.form.startswith("predict") else 1
+            once = draws * speed.forward + speed.rebuild * RECIPES[cell.model].defended
+            seconds += len(scoring.rows) * (scoring.selection + scoring.redraws) * once
+        if todo and cell.folder not in crafted and not evaluation.crafted_in(run, cell).exists():
+            crafted.add(cell.folder)
+            once = speed.forward + speed.rebuild * RECIPES[cell.source].defended
+            seconds += cell.examples * cell.passes * STEP * once
+        if todo:
+            title = " ".join(
+                filter(None, (cell.title, cell.norm, f"{cell.epsilon:g}" * bool(cell.norm), "on", cell.model))
+            )
+            stages.append((f"{title}, {cell.examples} images", seconds))
     return stages
 
 

@@ -1,93 +1,45 @@
-"""The cells of the tables: every attack on every model, each kept in the run directory and not done again.
+"""The cells of the tables, crafted and scored: each is kept in the run directory and not done again.
 
 Attacks without noise are crafted on the ``static`` form and scored on ``static`` and on ``predict`` (the mean over m
-noisy draws, fresh noise). BPDA + EoT is crafted on ``bpda``, which sees noise, and scored on ``predict``.
+noisy draws, fresh noise). Those that know the noise are crafted on a noisy form and scored on ``predict``.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments.learn import FRONT, Examples
+from experiments.catalogue import KINDS, NORMS, Cell
+from experiments.learn import Examples
 from experiments.provenance import provenance
 from experiments.rundir import Config, Run
-from rbf_jax import attacks, evaluate
+from rbf_jax import evaluate
 from rbf_jax.evaluate import Outcomes, Parts
-from rbf_jax.types import Attack, AttackResult, LogitsFn
+from rbf_jax.types import LogitsFn
 
-NORMS = {"linf": attacks.Linf, "l2": attacks.L2, "l1": attacks.L1}
+Models = dict[str, dict[str, LogitsFn]]
+"""The forms of each model."""
 
 
-class Cell(NamedTuple):
-    """One attack on one model.
+class Scoring(NamedTuple):
+    """How a form scores a cell: a ledger of its own.
 
     Attributes:
-        model: name of the model.
-        attack: ``"clean"`` for none.
-        norm: name of the norm, empty for clean.
-        epsilon: radius of the ball.
-        crafted_on: the form that is attacked.
-        scored_on: the forms that classify the result.
-        examples: how many.
-        passes: gradient passes for each example, for the estimate of the time.
-        settings: of the attack; JSON values.
+        form: which.
+        role: ``"cell"`` for a number of its own, ``"union"`` for worst cases only, ``"both"``.
+        rows: indices of the examples.
+        selection: redraws that pick an example's worst attack.
+        redraws: redraws that score.
     """
 
-    model: str
-    attack: str
-    norm: str
-    epsilon: float
-    crafted_on: str
-    scored_on: tuple[str, ...]
-    examples: int
-    passes: int
-    settings: dict[str, Any]
-
-    @property
-    def name(self) -> str:
-        """Of its files."""
-        attack = self.attack.lower().replace("+", "-")
-        return "-".join(filter(None, (self.model, attack, self.norm, f"{self.epsilon:g}" if self.norm else "")))
-
-
-def cells(config: Config) -> Iterator[Cell]:
-    """All cells, in the order of the table."""
-    attack, total = config.attack, config.examples.test
-    pgd, apgd, eot = (attack[name].to_dict() for name in ("pgd", "apgd", "eot"))
-    for model in config.models:
-        both = ("static", "predict") if FRONT[model] else ("static",)
-        yield Cell(model, "clean", "", 0.0, "", both, total, 0, {})
-    for norm, epsilon in attack.budgets:
-        for model in config.models:
-            both = ("static", "predict") if FRONT[model] else ("static",)
-            count = min(attack.static_examples, total)
-            for name, passes, settings in (
-                ("FGSM", 1, {}),
-                (f"PGD-{pgd['steps']}", pgd["steps"] * pgd["restarts"], pgd),
-                (f"APGD-{apgd['steps']}", (apgd["steps"] + 1) * apgd["restarts"], apgd),
-            ):
-                if settings.get("steps") != 0:  # 0 leaves an attack out
-                    yield Cell(model, name, norm, epsilon, "static", both, count, passes, settings)
-            if FRONT[model]:
-                count = min(attack.eot_examples, total)
-                passes = eot["steps"] * eot["draws"]
-                yield Cell(model, "BPDA+EoT", norm, epsilon, "bpda", ("predict",), count, passes, eot)
-
-
-def make_attack(cell: Cell) -> Attack:
-    """The attack of a cell."""
-    norm, settings = NORMS[cell.norm], cell.settings
-    if cell.attack == "FGSM":
-        return attacks.fgsm(norm, epsilon=cell.epsilon)
-    if cell.attack.startswith("APGD"):
-        return attacks.apgd(norm, epsilon=cell.epsilon, **settings)
-    if cell.attack == "BPDA+EoT":
-        return attacks.pgd(norm, epsilon=cell.epsilon, steps=settings["steps"], gradient=attacks.eot(settings["draws"]))
-    return attacks.pgd(norm, epsilon=cell.epsilon, **settings)
+    form: str
+    role: str
+    rows: np.ndarray
+    selection: int
+    redraws: int
 
 
 def drawn(config: Config, count: int) -> np.ndarray:
@@ -96,81 +48,135 @@ def drawn(config: Config, count: int) -> np.ndarray:
     return np.sort(np.random.default_rng(config.seed).permutation(total)[:count])
 
 
-def craft(run: Run, examples: Examples, cell: Cell, logits_fn: LogitsFn) -> AttackResult:
-    """The adversarial images of a cell; from the run directory where they are finished."""
-    rows = drawn(run.config, cell.examples)
-    return evaluate.run_attack(
-        jax.random.key(run.config.seed + 1),
-        make_attack(cell),
+def scorings(config: Config, cell: Cell) -> list[Scoring]:
+    """A noisy prediction is scored once on many examples, and often on those that the worst cases are taken over."""
+    attack, rows, found = config.attack, drawn(config, cell.examples), []
+    for form in cell.scored_on:
+        if not form.startswith("predict"):
+            found.append(Scoring(form, "both" if cell.norm else "cell", rows, 0, 1))
+        elif not cell.norm:
+            found.append(Scoring(form, "cell", rows, 0, 1 if len(rows) > attack.redrawn else attack.scoring))
+        elif len(rows) <= attack.redrawn:
+            found.append(Scoring(form, "both", rows, attack.selection, attack.scoring))
+        else:
+            few = drawn(config, attack.redrawn)
+            found.append(Scoring(form, "cell", rows, 0, 1))
+            found.append(Scoring(form, "union", few, attack.selection, attack.scoring))
+    return found
+
+
+def outcome_path(run: Run, cell: Cell, scoring: Scoring) -> Path:
+    """Where the outcomes of a cell lie."""
+    role = "-union" if scoring.role == "union" else ""
+    return run.directory / "ledger" / f"{cell.name}-{scoring.form}{role}.npz"
+
+
+def crafted_in(run: Run, cell: Cell) -> Path:
+    """Where the attacked images of a cell are kept."""
+    return run.directory / "attacks" / cell.folder
+
+
+def craft(run: Run, examples: Examples, cell: Cell, models: Models) -> np.ndarray:
+    """The attacked images of a cell, ``(N, H, W, C)``; from the run directory where they are finished."""
+    rows, config, forms = drawn(run.config, cell.examples), run.config, models[cell.source]
+    if not cell.norm:
+        return examples.images[rows]
+    attack = KINDS[cell.attack].make(NORMS[cell.norm], cell.epsilon, cell.settings, forms)
+    key, directory = jax.random.key(config.seed + 1), crafted_in(run, cell)
+    images, labels, logits_fn = examples.images[rows], examples.labels[rows], forms[cell.crafted_on]
+    if isinstance(attack, Mapping):
+        noisy = cell.crafted_on not in ("static", "bpda")
+        result = evaluate.run_suite(
+            key,
+            attack,
+            logits_fn,
+            images,
+            labels,
+            judge=forms["predict"] if noisy else None,
+            redraws=(config.attack.selection, 1),
+            rows=rows,
+            batch_size=config.attack.batch_size,
+            directory=directory,
+            progress=True,
+        )
+        return result.images
+    result = evaluate.run_attack(
+        key,
+        attack,
         logits_fn,
-        examples.images[rows],
-        examples.labels[rows],
+        images,
+        labels,
         rows=rows,
-        batch_size=run.config.attack.batch_size,
-        parts=crafted_in(run, cell),
-        progress=f"{cell.attack} {cell.norm} {cell.epsilon:g} on {cell.model}",
+        leave=cell.leaves,
+        batch_size=config.attack.batch_size,
+        parts=Parts(directory, {"attack": cell.attack, "norm": cell.norm, "epsilon": cell.epsilon} | cell.settings),
+        progress=f"{cell.title} {cell.norm} {cell.epsilon:g} on {cell.source}",
     )
+    return np.asarray(result.images)
 
 
-def crafted_in(run: Run, cell: Cell) -> Parts:
-    """Where the adversarial images of a cell are kept."""
-    return Parts(run.directory / "attacks" / cell.name, cell._asdict())
-
-
-def outcome_path(run: Run, cell: Cell, form: str) -> Path:
-    """Where the outcomes of a cell under one form lie."""
-    return run.directory / "ledger" / f"{cell.name}-{form}.npz"
-
-
-def evaluate_cell(run: Run, examples: Examples, cell: Cell, forms: dict[str, LogitsFn]) -> None:
-    """Crafts and scores a cell; one ledger for each form that scores it.
+def evaluate_cell(run: Run, examples: Examples, cell: Cell, models: Models) -> list[Path]:
+    """Crafts and scores a cell; returns its ledgers.
 
     Raises:
         ValueError: a ledger that is there already is of other weights or of other settings.
     """
-    for form in cell.scored_on:
-        path, config = outcome_path(run, cell, form), run.config
-        redraws = (config.attack.selection, config.attack.scoring) if form == "predict" else (0, 1)
-        if cell.attack == "clean":
-            redraws = (0, redraws[1])  # nothing to select
+    paths, config, images = [], run.config, None
+    for scoring in scorings(config, cell):
+        path, logits_fn = outcome_path(run, cell, scoring), models[cell.model][scoring.form]
         determined = {
             **cell._asdict(),
-            "scored_on": form,
-            "redraws": redraws,
+            "title": cell.title,
+            "scored_on": scoring.form,
+            "role": scoring.role,
+            "examples": len(scoring.rows),
+            "redraws": [scoring.selection, scoring.redraws],
             "profile": config.profile,
             "seed": config.seed,
-            "weights": evaluate.fingerprint(forms[form]),
+            "weights": evaluate.fingerprint(logits_fn),
+            "source weights": evaluate.fingerprint(models[cell.source]["static"]),
         }
         determined = json.loads(json.dumps(determined))
         if not path.exists():
-            evaluate.save_outcomes(path, _outcomes(run, examples, cell, forms, determined))
+            images = craft(run, examples, cell, models) if images is None else images
+            evaluate.save_outcomes(path, _outcomes(run, examples, cell, scoring, images, logits_fn, determined))
         found = evaluate.load_outcomes(path).facts
         for name, value in determined.items():
             if found.get(name) != value:
                 wrong = f"its {name} is {found.get(name)!r}, not {value!r}"
                 raise ValueError(f"{path} is of another evaluation: {wrong}. Remove {path.parent} to evaluate anew")
+        paths.append(path)
+    return paths
 
 
 def _outcomes(
-    run: Run, examples: Examples, cell: Cell, forms: dict[str, LogitsFn], determined: dict[str, Any]
+    run: Run,
+    examples: Examples,
+    cell: Cell,
+    scoring: Scoring,
+    images: np.ndarray,
+    logits_fn: LogitsFn,
+    determined: dict[str, Any],
 ) -> Outcomes:
-    config, rows, form = run.config, drawn(run.config, cell.examples), determined["scored_on"]
-    selection, scoring = determined["redraws"]
-    images = craft(run, examples, cell, forms[cell.crafted_on]).images if cell.norm else examples.images[rows]
-    parts = Parts(run.directory / "attacks" / f"{cell.name}-{form}", cell._asdict() | {"form": form})
+    config, path = run.config, outcome_path(run, cell, scoring)
+    taken = np.searchsorted(drawn(config, cell.examples), scoring.rows)
+    parts = Parts(run.directory / "scores" / path.stem, {"cell": cell.name, "form": scoring.form})
     survived = evaluate.survival(
         jax.random.key(config.seed + 2),  # not the attack's: a prediction is made under fresh noise
-        forms[form],
-        images,
-        examples.labels[rows],
-        redraws=selection + scoring,
-        rows=rows,
+        logits_fn,
+        images[taken],
+        examples.labels[scoring.rows],
+        redraws=scoring.selection + scoring.redraws,
+        rows=scoring.rows,
         batch_size=config.attack.batch_size,
         parts=parts,
-        progress=f"  scored on {form}" if cell.norm else f"clean on {cell.model}, {form}",
+        progress=f"  {cell.title} scored on {cell.model}, {scoring.form}",
     )
+    crafted = crafted_in(run, cell)
+    folders = [crafted, *(path for path in crafted.glob("*") if path.is_dir())] if cell.norm else []
     facts = provenance() | determined
-    facts["crafting seconds"] = round(crafted_in(run, cell).seconds(), 1) if cell.norm else 0.0
+    facts["crafting seconds"] = round(sum(Parts(folder, {}).seconds() for folder in folders), 1)
     facts["scoring seconds"] = round(parts.seconds(), 1)
-    run.log({"stage": "evaluate", "cell": cell.name, "form": form, "accuracy": survived[selection:].mean()} | facts)
-    return Outcomes(rows, survived[:selection], survived[selection:], facts)
+    accuracy = survived[scoring.selection :].mean()
+    run.log({"stage": "evaluate", "cell": cell.name, "form": scoring.form, "accuracy": accuracy} | facts)
+    return Outcomes(scoring.rows, survived[: scoring.selection], survived[scoring.selection :], facts)

@@ -6,7 +6,9 @@ import jax
 import numpy as np
 
 from experiments import evaluation
-from experiments.learn import FRONT, Examples
+from experiments.catalogue import Cell, cells
+from experiments.learn import Examples
+from experiments.recipes import RECIPES
 from experiments.rundir import Config, Run
 from rbf_jax import PRESETS, plots, reconstruct, saliency
 from rbf_jax.rbf import RBFFilters
@@ -38,22 +40,20 @@ def sections(run: Run, test: Examples, filters: RBFFilters, forms: dict[str, dic
             "loss gradients of the models",
         ),
     ]
-    for cell in evaluation.cells(config):
-        if FRONT[cell.model] and cell.attack.startswith("PGD"):
+    for cell in cells(config):
+        if RECIPES[cell.model].defended and cell.attack == "pgd":
             rows = evaluation.drawn(config, cell.examples)
-            attacked = evaluation.craft(run, test, cell, forms[cell.model]["static"]).images
+            attacked = evaluation.craft(run, test, cell, forms)
             return found + _attacked(config, cell, test.images[rows], np.asarray(attacked), rebuilt)
     return found
 
 
-def _attacked(
-    config: Config, cell: evaluation.Cell, clean: np.ndarray, attacked: np.ndarray, rebuilt: Any
-) -> list[Any]:
+def _attacked(config: Config, cell: Cell, clean: np.ndarray, attacked: np.ndarray, rebuilt: Any) -> list[Any]:
     before, after = distances(config, clean, attacked, rebuilt)
     return [
         (
             "Originals and reconstructions",
-            f"Clean test images and images attacked on {cell.model} ({cell.attack}, {cell.norm}), each above its "
+            f"Clean test images and images attacked on {cell.model} ({cell.title}, {cell.norm}), each above its "
             "static reconstruction.",
             plots.image_rows(
                 {

@@ -14,12 +14,16 @@ from ml_collections import config_flags
 
 from experiments import learn, rundir, tables
 from experiments.provenance import ROOT
-from rbf_jax import checks
+from experiments.recipes import RECIPES
+from rbf_jax import checks, rbf
 from rbf_jax.files import replacing
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file, :PROFILE behind it")
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory (default: a folder of $WORKDIR)")
 DATA_DIR = flags.DEFINE_string("data_dir", os.environ.get("DATA_DIR") or None, "folder of the prepared data")
+FILTERS = flags.DEFINE_string(
+    "filters", os.environ.get("FILTERS") or None, "file of the authors' released filters, for rcnn_released"
+)
 PUBLISH = flags.DEFINE_bool("publish", False, "also copy what was found into results/ of the checkout")
 
 
@@ -33,8 +37,11 @@ def open_run() -> rundir.Run:
     """The run directory that the flags name, with their configuration."""
     config = CONFIG.value
     for name in config.models:
-        checks.check_choice(name, "config.models", tuple(learn.FRONT))
-    return rundir.open_run(run_directory(f"{config.set}-{config.profile}"), config)
+        checks.check_choice(name, "config.models", tuple(RECIPES))
+    run = rundir.open_run(run_directory(f"{config.set}-{config.profile}"), config)
+    if FILTERS.value:
+        rbf.save(learn.filters_path(run, "released"), rbf.load(FILTERS.value))
+    return run
 
 
 def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> None:
@@ -45,9 +52,9 @@ def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> No
         # Weights worth keeping, and small enough for a repository.
         kinds = (".npz", ".json") if run.config.set == "mnist" else (".json",)
         files = [Path("models") / f"{name}{kind}" for kind in kinds] + files
-    # The ledger of a run before, with other attacks or weights, must not mix with this one.
+    # The ledger of a run before, with other attacks or weights of these models, must not mix with this one.
     for path in directory.glob("ledger/*.npz") if any(path.parent.name == "ledger" for path in files) else ():
-        if path.relative_to(directory) not in files:
+        if path.name.split("-")[0] in models and path.relative_to(directory) not in files:
             path.unlink()
     for path in files:
         with replacing(directory / path) as temporary:

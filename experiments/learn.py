@@ -13,18 +13,17 @@ import optax
 from jax.tree_util import Partial
 
 from experiments.provenance import provenance
+from experiments.recipes import RECIPES, front_end, kmeans_filters
 from experiments.rundir import Config, Run
-from rbf_jax import PRESETS, Defense, attacks, data, defend, em, evaluate, models, rbf, reconstruct, train
+from rbf_jax import PRESETS, attacks, data, defend, em, evaluate, models, rbf, train
 from rbf_jax.data import Split
 from rbf_jax.files import read_npz, replacing
 from rbf_jax.models.classifier import Variables
 from rbf_jax.rbf import RBFFilters
-from rbf_jax.types import Array, LogitsFn
+from rbf_jax.types import Array, Key, LogitsFn
 
 NETWORKS = {"cnn": models.CNN, "vgg16": models.VGG16}
 RULES = {"mnist": em.MNIST, "cifar10": em.CIFAR10}
-FRONT = {"cnn": False, "cnn_plus": False, "rcnn": True, "rcnn_plus": True}
-"""The models, and whether the front end stands before them."""
 
 
 class Examples(NamedTuple):
@@ -61,17 +60,33 @@ def load(config: Config, data_dir: str | None) -> Data:
     )
 
 
-def fit_filters(run: Run, examples: Data) -> RBFFilters:
-    """The RBF filters of the training images."""
-    path = run.directory / "filters.npz"
+def filters_path(run: Run, kind: str = "own") -> Path:
+    """Where the filters of a kind lie: ``"own"`` of the EM, ``"kmeans"`` or ``"released"``."""
+    return run.directory / ("filters.npz" if kind == "own" else f"filters-{kind}.npz")
+
+
+def fit_filters(run: Run, examples: Data, kind: str = "own") -> RBFFilters:
+    """The RBF filters of the training images; the authors' released ones must lie in the run directory already."""
+    path, config = filters_path(run, kind), run.config
+    if kind == "released" and not path.exists():
+        raise FileNotFoundError(f"{path} is missing: name the authors' released filters (FILTERS=path.npz)")
     if not path.exists():
-        config, began = run.config.em, time.perf_counter()
-        rules = RULES[config.rules]._replace(steps=config.steps, growth_steps=config.growth_steps)
-        filters, _ = em.fit(examples.train.images, config=rules)
+        began = time.perf_counter()
+        if kind == "own":
+            rules = RULES[config.em.rules]._replace(steps=config.em.steps, growth_steps=config.em.growth_steps)
+            filters, _ = em.fit(examples.train.images, config=rules)
+        else:
+            filters = kmeans_filters(examples.train.images, len(fit_filters(run, examples).variances), config.seed)
         rbf.save(path, filters)
         seconds = round(time.perf_counter() - began, 1)
-        run.log({"stage": "filters", "count": len(filters.variances), "seconds": seconds})
+        run.log({"stage": "filters", "kind": kind, "count": len(filters.variances), "seconds": seconds})
     return rbf.load(path)
+
+
+def filters_of(run: Run, examples: Data, name: str) -> RBFFilters | None:
+    """The filters of a model's front end, None where it has none."""
+    recipe = RECIPES[name]
+    return fit_filters(run, examples, recipe.filters) if recipe.defended else None
 
 
 def classifier(config: Config) -> models.Classifier:
@@ -79,71 +94,104 @@ def classifier(config: Config) -> models.Classifier:
     return models.from_linen(NETWORKS[config.network]())
 
 
+def epochs(config: Config, name: str) -> int:
+    """How long a model is trained."""
+    return config.epochs.get(name, config.train.epochs)
+
+
 def weights_path(run: Run, name: str) -> Path:
     """Where a finished model lies."""
     return run.directory / "models" / f"{name}.npz"
 
 
-def train_model(run: Run, examples: Data, filters: RBFFilters, name: str) -> Variables:
+def train_model(run: Run, examples: Data, name: str) -> Variables:
     """A trained network, from its file of weights if it is finished; the recipe lies beside that as JSON."""
-    path, made_for = weights_path(run, name), evaluate.fingerprint(filters)
+    path, filters = weights_path(run, name), filters_of(run, examples, name)
+    made_of = {
+        "filters": evaluate.fingerprint(filters) if filters else None,
+        "epochs": epochs(run.config, name),
+    }
     if not path.exists():
-        variables, recipe = _train(run, examples, filters, name)
-        train.save_weights(path, variables, recipe | {"filters": made_for})
-    variables, recipe = train.load_weights(path)
-    if recipe.get("filters") != made_for:
-        raise ValueError(f"{path} was trained with other filters. Remove {run.directory} to begin anew")
+        variables, record = _train(run, examples, filters, name)
+        train.save_weights(path, variables, record | made_of)
+    variables, record = train.load_weights(path)
+    for what, value in made_of.items():
+        if record.get(what) != value:
+            wrong = f"its {what} differ from those asked for ({record.get(what)!r}, not {value!r})"
+            raise ValueError(f"{path} is of another training: {wrong}. Remove it to train the model again")
     with replacing(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(recipe, indent=1) + "\n")
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
     return variables
 
 
-def _train(run: Run, examples: Data, filters: RBFFilters, name: str) -> tuple[Variables, dict[str, Any]]:
-    config = run.config
-    beta1 = jnp.float32(PRESETS[config.preset].train)
-    front = Partial(reconstruct, filters, beta1=beta1) if FRONT[name] else None
-    # Without noise in training, reconstructions are the same in every epoch: they are computed once.
-    see = (lambda images: jnp.asarray(images)) if front is None else jax.jit(front)
-    inputs, validation = see(examples.train.images), see(examples.validation.images)
+def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> tuple[Variables, dict[str, Any]]:
+    config, recipe = run.config, RECIPES[name]
     images, labels = jnp.asarray(examples.train.images), jnp.asarray(examples.train.labels)
-    mirrored = see(jnp.flip(images, 2)) if config.train.flips else None
+    network, inputs, validation, attack, epsilon = classifier(config), images, examples.validation.images, None, None
+    front = front_end(recipe, config.preset, filters, testing=recipe.adversarial)
+    batches = len(labels) // config.train.batch_size
+    if recipe.adversarial:
+        # Attacked through the front end of the test: that of training is so sharp that most of its gradients vanish.
+        network = network if front is None else models.behind(front, network)
+        settings = config.adversarial
+        attack = attacks.pgd(attacks.Linf, epsilon=settings.epsilon, steps=settings.steps, step_size=settings.step_size)
+        epsilon = optax.linear_schedule(0.0, settings.epsilon, settings.ramp_epochs * batches)
+    elif front is not None:
+        # Without noise in training, reconstructions are the same in every epoch: they are computed once.
+        inputs, validation = jax.jit(front)(images), jax.jit(front)(validation)
+    mirrored = None
+    if config.train.flips:
+        flipped = jnp.flip(images, 2)
+        mirrored = flipped if front is None or recipe.adversarial else jax.jit(front)(flipped)
 
     def augment(epoch: int, variables: Variables) -> train.Augmentation | None:
         parts = [] if mirrored is None else [train.flip(mirrored)]
-        if name.endswith("plus"):
+        if recipe.gaussian:
+            parts.append(train.gaussian(recipe.gaussian))
+        if recipe.noise:
             noise = config.noise
-            bank = None
-            if epoch >= noise.bank_epoch:
-                bank = noise_bank(run, examples, filters, name, variables, make=epoch == noise.bank_epoch)
-            settings: dict[str, Any] = {"std": noise.std, "limit": noise.limit, "count": noise.count}
-            parts.append(train.add_noisy(images, labels, bank=bank, front=front, mirror=config.train.flips, **settings))
+            bank, first = None, bank_epoch(config, name)
+            if epoch >= first:
+                bank = noise_bank(run, examples, filters, name, variables, make=epoch == first)
+            limits: dict[str, Any] = {"std": noise.std, "limit": noise.limit, "count": noise.count}
+            parts.append(train.add_noisy(images, labels, bank=bank, front=front, mirror=config.train.flips, **limits))
         return None if not parts else parts[0] if len(parts) == 1 else train.chain(*parts)
 
     variables, history = train.fit(
-        jax.random.key(config.seed),
-        classifier(config),
+        jax.random.key(config.seed + recipe.seed),
+        network,
         inputs,
         labels,
-        optimizer=optimizer(config, len(labels)),
-        epochs=config.train.epochs,
+        optimizer=optimizer(config, batches, epochs(config, name)),
+        epochs=epochs(config, name),
         batch_size=config.train.batch_size,
         augment=augment,
-        validation=(validation, jnp.asarray(examples.validation.labels)),
+        attack=attack,
+        epsilon=epsilon,
+        validation=(jnp.asarray(validation), jnp.asarray(examples.validation.labels)),
         checkpoints=run.directory / "checkpoints" / name,
         log=lambda record: run.log({"stage": "train", "model": name} | record),
         progress=f"training {name}",
     )
     seconds = [r["seconds"] for r in run.records() if (r.get("stage"), r.get("model")) == ("train", name)]
-    recipe = provenance() | {
+    record = provenance() | {
         "model": name,
+        "recipe": recipe._asdict(),
         "config": config.to_dict(),
         "history": {key: [round(float(x), 4) for x in values] for key, values in history._asdict().items()},
         "seconds an epoch": round(float(np.median(seconds)), 1),
     }
-    return variables, recipe
+    return variables, record
 
 
-def noise_bank(run: Run, examples: Data, filters: RBFFilters, name: str, variables: Variables, *, make: bool) -> Array:
+def bank_epoch(config: Config, name: str) -> int:
+    """The epoch before which the noise bank of CNN+ or rCNN+ is made."""
+    return int(config.noise.bank_share * epochs(config, name))
+
+
+def noise_bank(
+    run: Run, examples: Data, filters: RBFFilters | None, name: str, variables: Variables, *, make: bool
+) -> Array:
     """Adversarial noises of training images, made once by the model of the epoch in which they are first needed."""
     folder, config = run.directory / "models", run.config
     path = folder / f"{name}-bank.npz"
@@ -170,12 +218,17 @@ def noise_bank(run: Run, examples: Data, filters: RBFFilters, name: str, variabl
     return jnp.asarray(read_npz(path, "a noise bank", way_out)["noise"])
 
 
-def optimizer(config: Config, examples: int) -> optax.GradientTransformation:
-    """The recipe's optimizer with its schedule."""
+def optimizer(config: Config, batches: int, epochs: int) -> optax.GradientTransformation:
+    """The optimizer with its schedule.
+
+    Args:
+        config: whose ``train`` says which.
+        batches: steps of an epoch.
+        epochs: of the whole training.
+    """
     recipe = config.train
-    batches = examples // recipe.batch_size
     if recipe.schedule == "cosine":
-        rate = optax.cosine_decay_schedule(recipe.learning_rate, recipe.epochs * batches)
+        rate = optax.cosine_decay_schedule(recipe.learning_rate, epochs * batches)
     else:
         rate = optax.exponential_decay(recipe.learning_rate, recipe.halve_every * batches, 0.5, staircase=True)
     if recipe.optimizer == "adam":
@@ -185,11 +238,33 @@ def optimizer(config: Config, examples: int) -> optax.GradientTransformation:
     return optax.chain(decay, optax.sgd(rate, 0.9, nesterov=True))
 
 
-def forms(config: Config, filters: RBFFilters, name: str, variables: Variables) -> dict[str, LogitsFn]:
-    """The forms in which a model is attacked and scored: ``static``; of a defence ``draw``, ``bpda``, ``predict``."""
-    logits_fn = models.logits_fn(classifier(config), variables)
-    if not FRONT[name]:
+def forms(config: Config, filters: RBFFilters | None, name: str, variables: Variables) -> dict[str, LogitsFn]:
+    """The forms in which a model is attacked and scored.
+
+    ``static``, without noise. Of a defence also ``draw``, ``bpda`` and ``predict``, and the same at each other level of
+    noise that the configuration names (``bpda@1``). Before a front end without a gradient ``bpda`` takes the identity.
+    """
+    recipe, logits_fn = RECIPES[name], models.logits_fn(classifier(config), variables)
+    if recipe.defended:
+        assert filters is not None
+        beta1, found = PRESETS[recipe.preset or config.preset].test, {}
+        for beta2 in (config.beta2, *config.attack.beta2):
+            defense = defend(filters, logits_fn, beta1=beta1, beta2=beta2, draws=config.draws)._asdict()
+            found |= {form if beta2 == config.beta2 else f"{form}@{beta2:g}": fn for form, fn in defense.items()}
+        return found
+    front = front_end(recipe, config.preset, None, testing=True)
+    if front is None:
         return {"static": logits_fn}
-    beta1 = PRESETS[config.preset].test
-    defense: Defense = defend(filters, logits_fn, beta1=beta1, beta2=config.beta2, draws=config.draws)
-    return defense._asdict()
+    found: dict[str, LogitsFn] = {"static": Partial(_behind, front, logits_fn)}
+    if recipe.front == "threshold":
+        found["bpda"] = attacks.straight_through(Partial(_keyed, front), logits_fn)
+    return found
+
+
+def _keyed(front: Partial, key: Key, images: Array) -> Array:
+    del key
+    return front(images)
+
+
+def _behind(front: Partial, logits_fn: LogitsFn, key: Key, images: Array) -> Array:
+    return logits_fn(key, front(images))

@@ -8,6 +8,7 @@ message where something is wrong: data missing, a damaged file, another configur
 
 import json
 import time
+from pathlib import Path
 
 from experiments import process
 
@@ -16,10 +17,25 @@ if __name__ == "__main__":
 
 import jax
 
-from experiments import cost, evaluation, figures, jobs, learn, results, tables
-from experiments.provenance import provenance
+from experiments import cost, evaluation, figures, jobs, learn, results, rundir, tables
+from experiments.catalogue import cells
+from experiments.provenance import ROOT, provenance
+from experiments.recipes import RECIPES
 from experiments.report import format_table, write_report
 from rbf_jax.files import replacing
+
+
+def _without_filters(run: rundir.Run) -> list[Path]:
+    """Takes out the models whose filters are not there; the committed ledgers of what was found with them."""
+    config, missing = run.config, []
+    for name in config.models:
+        kind = RECIPES[name].filters
+        if RECIPES[name].defended and kind == "released" and not learn.filters_path(run, kind).exists():
+            missing.append(name)
+            print(f"{name} is not run again, its committed result stands: no released filters here (FILTERS=path.npz)")
+    config.models = tuple(name for name in config.models if name not in missing)
+    ledgers = sorted((ROOT / "results" / config.set / "ledger").glob("[!.]*.npz"))
+    return [path for path in ledgers if path.name.split("-")[0] in missing]
 
 
 def job() -> None:
@@ -28,26 +44,25 @@ def job() -> None:
     run = jobs.open_run()
     config = run.config
     examples = learn.load(config, jobs.DATA_DIR.value)
+    committed = _without_filters(run)
     speed = cost.speeds(run, examples)
     stages = cost.training(run, examples, config.models, speed) + cost.attacking(run, speed)
     print(f"{config.title}, profile {config.profile}, in {run.directory}\n{cost.say(stages)}", flush=True)
 
-    filters = learn.fit_filters(run, examples)
-    forms = {
-        name: learn.forms(config, filters, name, learn.train_model(run, examples, filters, name))
-        for name in config.models
-    }
-    ledger = []
-    for cell in evaluation.cells(config):
-        evaluation.evaluate_cell(run, examples.test, cell, forms[cell.model])
-        ledger += [evaluation.outcome_path(run, cell, form) for form in cell.scored_on]
+    filters, forms, ledger = learn.fit_filters(run, examples), {}, []
+    for name in config.models:
+        variables = learn.train_model(run, examples, name)
+        forms[name] = learn.forms(config, learn.filters_of(run, examples, name), name, variables)
+    for cell in cells(config):
+        ledger += evaluation.evaluate_cell(run, examples.test, cell, forms)
+    own, ledger = ledger, ledger + committed
 
     record = provenance() | {"config": config.to_dict(), "filters": len(filters.variances)}
     with replacing(run.directory / "job.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     rows = tables.write_results(run.directory, config.set, ledger)
     if jobs.PUBLISH.value:
-        jobs.publish(run, config.models, [*ledger, run.directory / "filters.npz", run.directory / "job.json"])
+        jobs.publish(run, config.models, [*own, run.directory / "filters.npz", run.directory / "job.json"])
     (headings, lines), note = results.table(rows), results.note(config.to_dict())
     report = run.directory / "report.html"
     write_report(

@@ -6,78 +6,109 @@ from typing import Any
 
 import numpy as np
 
+from experiments.catalogue import KINDS
 from experiments.provenance import ROOT
+from experiments.recipes import RECIPES
 from experiments.report import format_table
 from rbf_jax import evaluate
 from rbf_jax.evaluate import Outcomes
 
 PAPER = json.loads((ROOT / "experiments" / "paper_results.json").read_text())
-TITLES = {
-    ("cnn", "static"): "CNN",
-    ("cnn_plus", "static"): "CNN+",
-    ("rcnn", "static"): "rCNN, no noise",
-    ("rcnn", "predict"): "rCNN",
-    ("rcnn_plus", "static"): "rCNN+, no noise",
-    ("rcnn_plus", "predict"): "rCNN+",
-}
-WORST = "worst of these"
+WORST, UNION = "worst of these", "worst over norms"
 
 
 def paper_number(data_set: str, model: str, form: str, attack: str, norm: str, epsilon: float) -> float | None:
-    """The paper's accuracy in percent for a cell; None where it has none."""
+    """The paper's accuracy in percent for a cell; None where it has none.
+
+    Args:
+        data_set: ``"mnist"`` or ``"cifar10"``; others are not in the paper.
+        model: name of the model.
+        form: that scores; the paper's rCNN and rCNN+ are noisy predictions.
+        attack: a name of `catalogue.KINDS`, behind ``"transfer_"`` where it is transferred.
+        norm: name of the norm, empty for clean.
+        epsilon: radius of the ball.
+    """
     if data_set not in PAPER["settings"]["linf_eps"]:
         return None
-    name = {"clean": "clean", "FGSM": "fgsm", "BPDA+EoT": "bpda_eot"}.get(attack, attack.split("-")[0].lower())
-    within = norm == "" or epsilon == PAPER["settings"][f"{norm}_eps"][data_set]
-    if not within or (form, model) == ("static", "rcnn") or (form, model) == ("static", "rcnn_plus"):
+    defended = model in ("rcnn", "rcnn_plus")
+    if norm and epsilon != PAPER["settings"][f"{norm}_eps"][data_set]:
+        return None
+    if form != ("predict" if defended else "static"):
         return None
     if model == "cnn":
         value, strongest = PAPER["table3_linf_comparison"][data_set]["baseline"]
-        return float(value) if norm == "linf" and name == strongest else None
+        return float(value) if norm == "linf" and attack == strongest else None
     if norm in ("", "linf"):
-        column = PAPER["table1_linf"]["columns"].index(f"{data_set}/{model}") if model.startswith("rcnn") else None
-        row = PAPER["table1_linf"]["rows"].get(name)
-        return None if column is None or row is None else row[column]
+        columns, row = PAPER["table1_linf"]["columns"], PAPER["table1_linf"]["rows"].get(attack)
+        return row[columns.index(f"{data_set}/{model}")] if defended and row is not None else None
     columns = PAPER["table5_l1_l2"][f"columns_{norm}"]
     row = PAPER["table5_l1_l2"][norm].get(f"{data_set}/{model}")
-    return row[columns.index(name)] if row is not None and name in columns else None
+    return row[columns.index(attack)] if row is not None and attack in columns else None
 
 
-def make_rows(data_set: str, ledger: Iterable[Outcomes]) -> list[dict[str, Any]]:
-    """One record for each cell, then each model's worst case over the attacks of one norm."""
+def make_rows(
+    data_set: str, ledger: Iterable[Outcomes], unions: Iterable[dict[str, float]] = ()
+) -> list[dict[str, Any]]:
+    """One record for each cell, then each model's worst cases: over the attacks of one norm, and over norms.
+
+    Args:
+        data_set: for the paper's numbers.
+        ledger: outcomes of the cells.
+        unions: budgets by norm, over which together a worst case is taken.
+    """
     ledger = list(ledger)
     weights = {(o.facts["model"], o.facts["scored_on"], o.facts["weights"]) for o in ledger}
     if len(weights) > len({key[:2] for key in weights}):
         raise ValueError(f"the ledger of {data_set} holds several weights of one model: remove the older ones")
-    rows = [_row(data_set, outcomes.facts, outcomes.scoring) for outcomes in ledger]
-    groups: dict[tuple[Any, ...], list[Outcomes]] = {}
+    rows = [_row(data_set, o.facts, o.scoring) for o in ledger if o.facts["role"] != "union"]
+    groups: dict[tuple[str, str], dict[tuple[str, float], list[Outcomes]]] = {}
     for outcomes in ledger:
         facts = outcomes.facts
-        if facts["norm"]:
-            groups.setdefault((facts["model"], facts["scored_on"], facts["norm"], facts["epsilon"]), []).append(
-                outcomes
-            )
-    for group in groups.values():
-        # Over the examples that all of the attacks have seen. A deterministic model's one outcome also selects.
-        common = sorted(set.intersection(*(set(outcomes.rows.tolist()) for outcomes in group)))
-        if len(group) < 2 or not common:
+        if facts["role"] != "cell":
+            of_model = groups.setdefault((facts["model"], facts["scored_on"]), {})
+            of_model.setdefault((facts["norm"], facts["epsilon"]), []).append(outcomes)
+    for budgets in groups.values():
+        for (norm, epsilon), group in budgets.items():
+            rows += _worst(data_set, group, {"attack": WORST, "title": WORST, "norm": norm, "epsilon": epsilon})
+        for union in unions:
+            if all(budget in budgets for budget in union.items()):
+                title = f"{UNION}: " + ", ".join(f"{norm} {epsilon:g}" for norm, epsilon in union.items())
+                group = [outcomes for budget in union.items() for outcomes in budgets[budget]]
+                rows += _worst(data_set, group, {"attack": UNION, "title": title, "norm": "", "epsilon": 0.0})
+    return rows
+
+
+def _worst(data_set: str, group: list[Outcomes], facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The worst case over the attacks that many examples met, and over all attacks on the examples that met them all.
+
+    A deterministic model's one outcome also selects.
+    """
+    found, sizes = [], sorted({len(o.rows) for o in group if len(o.rows)}, reverse=True)
+    many = max((size for size in sizes if sum(len(o.rows) >= size for o in group) > 1), default=0)
+    for size in sorted({many, sizes[-1]} - {0}, reverse=True):
+        part = [outcomes for outcomes in group if len(outcomes.rows) >= size]
+        common = sorted(set.intersection(*(set(outcomes.rows.tolist()) for outcomes in part)))
+        if len(part) < 2 or not common:
             continue
-        seen = [np.searchsorted(outcomes.rows, common) for outcomes in group]
-        scoring = np.stack([o.scoring[:, at] for o, at in zip(group, seen, strict=True)])
-        selection = np.stack([o.selection[:, at] for o, at in zip(group, seen, strict=True)])
+        seen = [np.searchsorted(outcomes.rows, common) for outcomes in part]
+        scoring = np.stack([o.scoring[:, at] for o, at in zip(part, seen, strict=True)])
+        selection = np.stack([o.selection[:, at] for o, at in zip(part, seen, strict=True)])
         survived = evaluate.worst_case(selection if selection.shape[1] else scoring, scoring)
         shared = ("commit", "device", "cores", "jax", "profile", "seed", "weights", "model", "scored_on")
-        facts = {key: value for key, value in group[-1].facts.items() if key in (*shared, "norm", "epsilon")}
-        rows.append(_row(data_set, facts | {"attack": WORST}, survived))
-    return rows
+        of_group = {key: part[-1].facts[key] for key in shared if key in part[-1].facts}
+        attacks = sorted({outcomes.facts["title"] for outcomes in part})
+        more = {"source": of_group["model"], "attacks": attacks}
+        found.append(_row(data_set, of_group | facts | more, survived))
+    return found
 
 
 def _row(data_set: str, facts: dict[str, Any], survived: np.ndarray) -> dict[str, Any]:
     by_redraw = survived.mean(1)
     total, accuracy = survived.shape[1], float(by_redraw.mean())
     low, high = evaluate.wilson_interval(round(accuracy * total), total)
-    keys = ("model", "scored_on", "attack", "norm", "epsilon")
-    paper = paper_number(data_set, *(facts[key] for key in keys))
+    keys = ("model", "source", "scored_on", "attack", "title", "norm", "epsilon")
+    attack = facts["attack"] if facts["source"] == facts["model"] else f"transfer_{facts['attack']}"
+    paper = paper_number(data_set, facts["model"], facts["scored_on"], attack, facts["norm"], facts["epsilon"])
     return {
         **{key: facts[key] for key in keys},
         "N": total,
@@ -91,33 +122,57 @@ def _row(data_set: str, facts: dict[str, Any], survived: np.ndarray) -> dict[str
     }
 
 
+def column_title(model: str, form: str) -> str:
+    """What a model's form is called in tables."""
+    title, recipe = RECIPES[model].title, RECIPES[model]
+    if not recipe.defended:
+        return title
+    return f"{title}, no noise" if form == "static" else title + form.removeprefix("predict").replace("@", ", beta2 ")
+
+
 def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, str]]]:
     """Headings and lines: one line for each attack and budget, one column for each model, the paper's number beside."""
-    found = {(row["model"], row["scored_on"]): None for row in rows}
-    columns = [key for key in TITLES if key in found]
-    quoted = [key for key in columns if any(row["paper"] is not None and key == _column(row) for row in rows)]
+    found = {(row["model"], row["scored_on"]) for row in rows}
+    columns = sorted(found, key=lambda key: (list(RECIPES).index(key[0]), key[1] != "static", key[1]))
+    quoted = {_column(row) for row in rows if row["paper"] is not None}
     headings = ["attack", "N"]
     for key in columns:
-        headings += [TITLES[key], *([f"paper's {TITLES[key]}"] if key in quoted else [])]
+        title = column_title(*key)
+        headings += [title, *([f"paper's {title}"] if key in quoted else [])]
     lines: dict[tuple[Any, ...], dict[str, str]] = {}
     for row in sorted(rows, key=_rank):
-        name = row["attack"] if not row["norm"] else f"{row['attack']}, {row['norm']} {row['epsilon']:g}"
+        name = row["title"] if not row["norm"] else f"{row['title']}, {row['norm']} {row['epsilon']:g}"
         line = lines.setdefault((name, row["N"]), dict.fromkeys(headings, "") | {"attack": name, "N": str(row["N"])})
-        low, high = row["wilson95"]
-        line[TITLES[_column(row)]] = f"{row['accuracy']:.1f} ({low:.1f}-{high:.1f})"
+        title = column_title(*_column(row))
+        line[title] = percent(row)
         if _column(row) in quoted:
-            text = "not in the paper" if row["paper"] is None else f"{row['paper']:.1f} ({row['difference']:+.1f})"
-            line[f"paper's {TITLES[_column(row)]}"] = text
+            line[f"paper's {title}"] = quoted_number(row)
     return headings, list(lines.values())
 
 
-def _rank(row: dict[str, Any]) -> tuple[int, float, int]:
-    norms, attacks = ("", "linf", "l2", "l1"), ("clean", "FGSM", "PGD", "APGD", "BPDA+EoT", WORST)
-    return norms.index(row["norm"]), row["epsilon"], attacks.index(row["attack"].split("-")[0])
+def percent(row: dict[str, Any]) -> str:
+    """A row's accuracy with its interval."""
+    low, high = row["wilson95"]
+    return f"{row['accuracy']:.1f} ({low:.1f}-{high:.1f})"
 
 
-def _attack(row: dict[str, Any]) -> tuple[Any, ...]:
-    return row["model"], row["attack"], row["norm"], row["epsilon"]
+def quoted_number(row: dict[str, Any]) -> str:
+    """The paper's number, and how far ours lies above it."""
+    return "not in the paper" if row["paper"] is None else f"{row['paper']:.1f} ({row['difference']:+.1f})"
+
+
+def _rank(row: dict[str, Any]) -> tuple[Any, ...]:
+    norms, attacks = ("linf", "l2", "l1", ""), [*KINDS, WORST, UNION]
+    first = 0 if row["attack"] == "clean" else 1
+    transferred = row["source"] != row["model"]
+    return (
+        first,
+        norms.index(row["norm"]),
+        row["epsilon"],
+        row["attack"] in (WORST, UNION),
+        transferred,
+        attacks.index(row["attack"]),
+    )
 
 
 def _column(row: dict[str, Any]) -> tuple[str, str]:
@@ -127,14 +182,18 @@ def _column(row: dict[str, Any]) -> tuple[str, str]:
 def note(config: dict[str, Any]) -> str:
     """What the table's numbers are."""
     attack = config["attack"]
+    settings = attack["settings"]
     return (
         "Accuracy in percent with its 95 % Wilson interval; in brackets behind the paper's number the difference, ours "
         f"minus the paper's. rCNN: mean of {config['draws']} noisy draws at beta2 = {config['beta2']:g}, scored on "
-        f"{attack['scoring']} fresh redraws. FGSM, PGD and APGD maximise the cross-entropy and are crafted without "
-        f"noise, PGD from {attack['pgd']['restarts']} start(s), step {attack['pgd']['step_size'] or 'by default'}; "
-        f"BPDA+EoT ({attack['eot']['draws']} draws x {attack['eot']['steps']} steps) is crafted with noise. '{WORST}': "
-        f"per example, its worst attack picked on {attack['selection']} other redraws. The paper says "
-        "nothing of steps, restarts and losses. Stronger attacks leave less."
+        f"{attack['scoring']} fresh redraws (on one, where there are more than {attack['redrawn']} images). "
+        "Attacks, but for the adaptive ones, are crafted without noise, from a random start with steps of 2.5 epsilon "
+        "/ steps; PGD from "
+        f"{settings['pgd']['restarts']} start(s); BPDA+EoT ({settings['bpda_eot']['draws']} draws x "
+        f"{settings['bpda_eot']['steps']} steps) is crafted with noise from where PGD without noise ended. "
+        f"'{WORST}': per example, its worst attack picked on {attack['selection']} other redraws; once over the "
+        "attacks that many images met, once over all of them. The paper says nothing of steps, restarts and losses. "
+        "Stronger attacks leave less."
     )
 
 
@@ -153,8 +212,9 @@ def page(job: dict[str, Any], recipes: dict[str, dict[str, Any]], rows: list[dic
         for name, recipe in recipes.items()
     ]
     commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
-    crafting = {_attack(row): row["crafting seconds"] for row in rows if row["attack"] != WORST}
-    seconds = sum(crafting.values()) + sum(row.get("scoring seconds", 0) for row in rows)
+    attacked = {(row["source"], row["attack"], row["norm"], row["epsilon"]): row for row in rows}
+    seconds = sum(row.get("crafting seconds", 0) for row in attacked.values())
+    seconds += sum(row.get("scoring seconds", 0) for row in rows)
     origin = (
         f"Profile {config['profile']}, seed {config['seed']}, commit {commits}, {job['device']}, {job['cores']} cores, "
         f"jax {job['jax']}; {job['filters']} filters; attacks and scoring took {seconds:.0f} s."

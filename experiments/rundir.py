@@ -41,15 +41,15 @@ class Run(NamedTuple):
 def open_run(directory: Path, config: Config) -> Run:
     """Opens a run directory, or makes it.
 
-    What is learned is determined by the configuration without ``attack`` and ``models``: these may change, each ledger
-    says itself of which attack it is.
+    What is learned is determined by the configuration without ``attack``, ``models`` and ``epochs``: these may change,
+    as each ledger says itself of which attack it is, and each model how long it was trained.
 
     Raises:
         ValueError: the directory was begun with another configuration, or its ``config.json`` is damaged.
     """
     path = directory / "config.json"
     # By way of JSON, as it is compared with what is read back.
-    learned = {name: value for name, value in config.to_dict().items() if name not in ("attack", "models")}
+    learned = {name: value for name, value in config.to_dict().items() if name not in ("attack", "models", "epochs")}
     wanted = json.loads(json.dumps({"version": rbf_jax.__version__, "config": learned}))
     if not path.exists():
         with replacing(path) as temporary:

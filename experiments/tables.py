@@ -46,7 +46,8 @@ def write_results(directory: Path, data_set: str, ledger: Sequence[Path] | None 
     ledger = sorted(directory.glob("ledger/[!.]*.npz")) if ledger is None else ledger
     job = read_json(directory / "job.json", _WAY_OUT)
     recipes = {path.stem: read_json(path, _WAY_OUT) for path in sorted(directory.glob("models/[!.]*.json"))}
-    rows = results.make_rows(data_set, map(evaluate.load_outcomes, ledger))
+    unions = job["config"]["attack"]["unions"]
+    rows = results.make_rows(data_set, map(evaluate.load_outcomes, ledger), unions)
     _write(directory / "results.json", json.dumps(job | {"models": recipes, "rows": rows}, indent=1) + "\n")
     _write(directory / "README.md", results.page(job, recipes, rows))
     return rows

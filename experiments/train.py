@@ -13,8 +13,9 @@ if __name__ == "__main__":
 from absl import flags
 
 from experiments import cost, jobs, learn
+from experiments.recipes import RECIPES
 
-MODEL = flags.DEFINE_enum("model", None, list(learn.FRONT), "which model")
+MODEL = flags.DEFINE_enum("model", None, list(RECIPES), "which model")
 
 
 def job() -> None:
@@ -23,7 +24,7 @@ def job() -> None:
     examples = learn.load(run.config, jobs.DATA_DIR.value)
     stages = cost.training(run, examples, (name,), cost.speeds(run, examples))
     print(f"{run.config.title}: {name}, in {run.directory}\n{cost.say(stages)}", flush=True)
-    learn.train_model(run, examples, learn.fit_filters(run, examples), name)
+    learn.train_model(run, examples, name)
     if jobs.PUBLISH.value:
         jobs.publish(run, (name,), [run.directory / "filters.npz"])
     print(f"weights: {learn.weights_path(run, name)}")

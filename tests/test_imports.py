@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "bounds": GROUND | {"patches", "rbf"},
     "reconstruction": GROUND | {"patches", "rbf"},
     "defense": GROUND | {"patches", "rbf", "reconstruction"},
+    "certify": GROUND,
     "saliency": GROUND,
     "models": GROUND,
     "attacks": GROUND,

@@ -1,7 +1,7 @@
 """MNIST with the 4-layer CNN (needs `make data`).
 
     make reproduce-mnist                     filters, plain CNN, rCNN, their attacks, tables, report
-    make train SET=mnist MODEL=rcnn_plus     one model: cnn, rcnn, cnn_plus or rcnn_plus
+    make train SET=mnist MODEL=rcnn_plus     one model of experiments/recipes.py
 
 PROFILE names a profile; without it the device decides between `cpu` and `gpu`. What the profile `cpu` took and reached
 is in results/mnist/README.md, written by the run itself.
@@ -12,6 +12,32 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.configs import profiles
+
+MAIN = ("cnn", "rcnn", "cnn_plus", "rcnn_plus", "madry", "rcnn_at")
+DEFENDED = ("rcnn", "rcnn_plus", "rcnn_at")
+OTHERS = (
+    *("threshold", "mean", "kmeans"),
+    *("rcnn_v2", "rcnn_paper", "rcnn_released"),
+    *(f"{name}_seed{seed}" for name in ("rcnn", "cnn_plus") for seed in range(3)),
+)
+LINF, L2, L1 = (("linf", 0.3),), (("l2", 2.0),), (("l1", 15.0),)
+MANY = 10_000
+# Models, budgets, attacks, at most so many images; what NAME@BETA2 and NAME<SOURCE are is said in catalogue.py.
+PLAN = (
+    (MAIN, LINF, ("fgsm", "pgd", "mi_fgsm", "cw", "daa", "apgd", "square", "autoattack"), MANY),
+    (MAIN, LINF, ("fgsm<cnn", "pgd<cnn", "cw<cnn"), MANY),
+    (("rcnn", "rcnn_plus"), LINF, ("spsa",), MANY),
+    (MAIN, L2, ("pgd", "cw", "apgd", "square", "autoattack", "pgd<cnn", "cw<cnn"), MANY),
+    (MAIN, L1, ("pgd", "ead", "apgd", "square", "autoattack", "pgd<cnn", "ead<cnn"), MANY),
+    (DEFENDED, (*LINF, *L2, *L1), ("bpda_eot",), MANY),
+    (DEFENDED, LINF, ("adaptive", "autoattack_rand"), MANY),
+    (("rcnn_plus",), (*LINF, *L2, *L1), ("bpda_eot@1",), MANY),
+    # Beyond the paper's budget, and the usual one in l1.
+    (MAIN, (("linf", 0.35),), ("pgd",), MANY),
+    (DEFENDED, (("linf", 0.35),), ("bpda_eot",), MANY),
+    (MAIN, (("l1", 10.0),), ("pgd", "apgd"), 1_000),
+    (OTHERS, LINF, ("fgsm", "pgd", "apgd", "square"), 1_000),
+)
 
 
 def get_config(profile: str | None = None) -> Any:
@@ -30,10 +56,11 @@ def get_config(profile: str | None = None) -> Any:
             "beta2": 1.75,
             "draws": 10,
             "network": "cnn",
-            # Trained and attacked by `make reproduce-mnist`.
-            "models": ("cnn", "rcnn"),
+            # Trained and attacked by `make reproduce-mnist`, for `train.epochs` epochs or those of `epochs`.
+            "models": (*MAIN, "gaussian_02", "gaussian_03", *OTHERS),
+            "epochs": {"rcnn": 50, "cnn_plus": 40, "rcnn_plus": 40, "rcnn_at": 12},
             "train": {
-                "epochs": 12,
+                "epochs": 15,
                 "batch_size": 128,
                 "optimizer": "adam",
                 "learning_rate": 1e-3,
@@ -41,48 +68,91 @@ def get_config(profile: str | None = None) -> Any:
                 "flips": False,
             },
             # CNN+ and rCNN+: `count` more images in each batch (the released code's share) with clipped Gaussian noise,
-            # and from an epoch on as many with adversarial noise.
+            # and after a share of the epochs as many with adversarial noise.
             "noise": {
                 "std": 0.35,
                 "limit": 0.3,
                 "count": 30,
-                "bank_epoch": 3,
+                "bank_share": 0.25,
                 "bank_examples": 10_000,
                 "bank_steps": 20,
             },
+            # Madry and rCNN-AT; epsilon is raised from 0 over the first epochs.
+            "adversarial": {"epsilon": 0.3, "steps": 7, "step_size": 0.1, "ramp_epochs": 2},
             "attack": {
-                "budgets": (("linf", 0.3),),
-                "static_examples": 1_000,
-                "eot_examples": 1_000,
+                "plan": PLAN,
+                # How many test images an attack meets: by name, name and norm, or name< where it is transferred.
+                "examples": {
+                    "else": 10_000,
+                    "pgd l2": 2_000,
+                    "pgd l1": 2_000,
+                    "cw linf": 1_000,
+                    "cw": 200,
+                    "cw<": 500,
+                    "ead": 200,
+                    "ead<": 500,
+                    "daa": 300,
+                    "apgd": 1_000,
+                    "square": 200,
+                    "spsa": 200,
+                    "bpda_eot": 200,
+                    "adaptive": 100,
+                    "autoattack": 300,
+                    "autoattack_rand": 100,
+                },
+                "settings": {
+                    "pgd": {"steps": 40, "restarts": 1},
+                    "mi_fgsm": {"steps": 20},
+                    "cw": {"searches": 5, "steps": 200, "linf_steps": 100},
+                    "daa": {"steps": 200, "restarts": 5},
+                    "ead": {"searches": 5, "steps": 200},
+                    "apgd": {"steps": 100, "restarts": 1},
+                    "square": {"queries": 5_000},
+                    "spsa": {"steps": 50, "directions": 256},
+                    "bpda_eot": {"draws": 50, "steps": 40, "warm_up": 40},
+                    "adaptive": {"draws": 50, "steps": 40, "warm_up": 40},
+                },
                 "batch_size": 100,
-                "pgd": {"steps": 100, "step_size": 0.01, "restarts": 1},
-                "apgd": {"steps": 100, "restarts": 1},
-                "eot": {"steps": 50, "draws": 20},
-                # Redraws of the m-draw prediction that pick an example's worst attack, and that score it.
+                # Redraws of the m-draw prediction that pick an example's worst attack, and that score it; on more
+                # examples than `redrawn` a prediction is made once.
                 "selection": 10,
                 "scoring": 5,
+                "redrawn": 1_000,
+                # Further levels of noise (Table VII), and the models that are scored at them.
+                "beta2": (1.0,),
+                # Budgets that are met together: the paper's, and the usual ones.
+                "unions": ({"linf": 0.3, "l2": 2.0, "l1": 15.0}, {"linf": 0.3, "l2": 2.0, "l1": 10.0}),
+                "beta2_models": ("rcnn_plus",),
             },
         }
     )
+    settings = config.attack.settings
+    examples: Any = config.attack.examples
     if profile == "smoke":
         config.examples = {"train": 2_000, "validation": 200, "test": 500}
         config.em.steps, config.em.growth_steps = 200, 150
-        config.train.epochs = 2
-        config.noise.bank_epoch, config.noise.bank_examples, config.noise.bank_steps = 1, 200, 3
-        config.attack.pgd, config.attack.static_examples = {"steps": 5, "step_size": None, "restarts": 1}, 100
-        config.attack.apgd.steps = 0  # leaves it out
-        config.attack.eot = {"steps": 2, "draws": 2}
-        config.attack.eot_examples, config.attack.batch_size = 40, 20
-        config.attack.selection, config.attack.scoring = 1, 2
-    if profile == "gpu":
-        config.train.epochs, config.noise.bank_epoch = 30, 8
-        config.attack.static_examples, config.attack.batch_size = 10_000, 500
-        config.attack.eot = {"steps": 100, "draws": 50}
+        config.models, config.epochs, config.train.epochs = ("cnn", "rcnn"), ConfigDict(), 2
+        config.noise.bank_share, config.noise.bank_examples, config.noise.bank_steps = 0.5, 200, 3
+        config.adversarial.ramp_epochs = 1
+        config.attack.plan = (
+            (("cnn", "rcnn"), (("linf", 0.3),), ("fgsm", "pgd", "pgd<cnn"), MANY),
+            (("rcnn",), (("linf", 0.3),), ("bpda_eot",), MANY),
+        )
+        config.attack.examples = {"else": 100, "clean": 500, "bpda_eot": 40}
+        settings.pgd.steps = 5
+        settings.bpda_eot.update(draws=2, steps=2, warm_up=2)
+        config.attack.batch_size, config.attack.selection, config.attack.scoring = 20, 1, 2
+        config.attack.beta2, config.attack.unions = (), ()
+    if profile in ("gpu", "paper"):
+        config.train.epochs, config.epochs, config.attack.batch_size = 30, ConfigDict(), 500
+        for name in ("pgd l2", "pgd l1", "cw linf", "cw", "cw<", "ead", "ead<", "daa", "apgd", "autoattack"):
+            examples[name] = 10_000
+        examples.square = examples.bpda_eot = examples.spsa = examples.adaptive = examples.autoattack_rand = 1_000
+        settings.bpda_eot.steps = settings.adaptive.steps = settings.pgd.steps = 100
+        settings.cw.searches = settings.ead.searches = 9
+        settings.cw.steps = settings.ead.steps = 1_000
     if profile == "paper":
         # The released schedule: halved every 20 epochs.
         config.train.epochs, config.train.schedule, config.train.halve_every = 100, "halving", 20
-        config.noise.bank_epoch = 25
-        config.attack.static_examples = 10_000
-        config.attack.pgd = {"steps": 100, "step_size": 0.01, "restarts": 10}
-        config.attack.eot = {"steps": 100, "draws": 50}
+        settings.pgd.restarts = settings.apgd.restarts = 10
     return config

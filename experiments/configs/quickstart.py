@@ -15,15 +15,21 @@ def get_config(profile: str | None = None) -> Any:
     config = mnist.get_config("smoke")
     config.title, config.set, config.profile = "RBF-CNN on 5,000 digits", "quickstart", profile
     config.examples = {"train": 4_000, "validation": 200, "test": 1_000}
-    config.attack.budgets = (("linf", 0.3), ("l2", 2.0))
+    budgets = (("linf", 0.3), ("l2", 2.0))
+    config.attack.plan = (
+        (("cnn", "rcnn"), budgets, ("fgsm", "pgd"), 1_000),
+        (("rcnn",), budgets, ("bpda_eot",), 1_000),
+    )
+    config.attack.unions = ({"linf": 0.3, "l2": 2.0},)
+    settings = config.attack.settings
     if profile == "smoke":
         config.examples = {"train": 660, "validation": 20, "test": 100}
         config.em.steps, config.em.growth_steps = 40, 30
-        config.attack.static_examples, config.attack.eot_examples = 40, 20
+        config.attack.examples = {"else": 40, "clean": 100, "bpda_eot": 20}
         return config
     config.train.epochs = 3
-    config.attack.pgd = {"steps": 20, "step_size": None, "restarts": 1}
-    config.attack.eot = {"steps": 20, "draws": 10}
+    settings.pgd.steps = 20
+    settings.bpda_eot.update(draws=10, steps=20, warm_up=20)
     config.attack.selection = 5
-    config.attack.static_examples, config.attack.eot_examples, config.attack.batch_size = 200, 100, 100
+    config.attack.examples, config.attack.batch_size = {"else": 200, "clean": 1_000, "bpda_eot": 100}, 100
     return config

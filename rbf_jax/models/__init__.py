@@ -1,6 +1,7 @@
 """Classifiers: Flax modules behind a pair of pure functions."""
 
 from rbf_jax.models.classifier import Classifier as Classifier
+from rbf_jax.models.classifier import behind as behind
 from rbf_jax.models.classifier import from_linen as from_linen
 from rbf_jax.models.classifier import from_nnx as from_nnx
 from rbf_jax.models.classifier import logits_fn as logits_fn

@@ -98,6 +98,22 @@ def from_nnx(module: nnx.Module) -> Classifier:
     return Classifier(init, apply)
 
 
+def behind(front: Callable[[Array], Array], classifier: Classifier) -> Classifier:
+    """A network behind a front end: ``f(front(x))``, with the gradient through both (adversarial training of rCNN).
+
+    Args:
+        front: images ``(B, H, W, C)`` -> images of that shape.
+        classifier: the network; the variables are its own.
+    """
+
+    def apply(
+        variables: Variables, images: Array, *, train: bool = False, key: Key | None = None
+    ) -> tuple[Array, Variables]:
+        return classifier.apply(variables, front(images), train=train, key=key)
+
+    return Classifier(classifier.init, apply)
+
+
 @functools.cache
 def _logits(apply: ApplyFn) -> Callable[[Variables, Key, Array], Array]:
     def logits(variables: Variables, key: Key, images: Array) -> Array:

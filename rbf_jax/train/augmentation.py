@@ -33,6 +33,23 @@ def flip(mirrored: Array) -> Augmentation:
     return Partial(_flip, mirrored)
 
 
+def _gaussian(std, key, rows, images, labels):
+    del rows
+    return images + std * jax.random.normal(key, images.shape), labels
+
+
+def gaussian(std: float) -> Augmentation:
+    """Adds noise ``N(0, std^2 I)`` to every image, without a clip: the baseline of randomized smoothing.
+
+    Raises:
+        ValueError: std not above 0.
+
+    Reference: Cohen et al., ICML 2019.
+    """
+    check_positive(std, "std")
+    return Partial(_gaussian, jnp.float32(std))
+
+
 @functools.cache
 def _noisy(count: int, mirror: bool) -> Callable[..., tuple[Array, Array]]:
     # The same settings give the same function object: a Partial of it, made anew in each epoch, compiles nothing.

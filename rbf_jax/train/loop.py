@@ -18,12 +18,12 @@ import optax
 from tqdm import tqdm
 
 from rbf_jax.checks import check_count, check_images, check_key, check_labels
-from rbf_jax.models import Classifier
+from rbf_jax.models import Classifier, logits_fn
 from rbf_jax.models.classifier import Variables
 from rbf_jax.train import checkpoint
 from rbf_jax.train.augmentation import Augmentation
 from rbf_jax.train.losses import cross_entropy, smoothed_labels
-from rbf_jax.types import Array, Key
+from rbf_jax.types import Array, Attack, Key
 
 VALIDATION_BATCH = 500
 CALL_SECONDS = 1.0
@@ -49,7 +49,7 @@ class TrainInfo(NamedTuple):
 
     Attributes:
         loss: mean label-smoothed cross-entropy, nats.
-        accuracy: share classified rightly, with dropout.
+        accuracy: share classified rightly, with dropout; of the attacked images where an attack is given.
     """
 
     loss: Array
@@ -87,15 +87,26 @@ def init(
 
 
 def make_step(
-    classifier: Classifier, optimizer: optax.GradientTransformation
+    classifier: Classifier,
+    optimizer: optax.GradientTransformation,
+    *,
+    attack: Attack | None = None,
+    epsilon: optax.Schedule | None = None,
 ) -> Callable[[Key, TrainState, Array, Array], tuple[TrainState, TrainInfo]]:
-    """One step of gradient descent on the label-smoothed cross-entropy, as a pure function.
+    """One gradient step on the label-smoothed cross-entropy, as a pure function; attack and epsilon as in `fit`.
 
     Returns:
-        (key, state, images ``(B, H, W, C)``, labels ``(B,)``) -> (state, info). The key serves dropout.
+        (key, state, images ``(B, H, W, C)``, labels ``(B,)``) -> (state, info). The key serves the attack and dropout.
     """
+    if epsilon is not None and attack is None:
+        raise ValueError(f"epsilon must be None without an attack, whose radius it is, got {epsilon}")
 
     def step(key: Key, state: TrainState, images: Array, labels: Array) -> tuple[TrainState, TrainInfo]:
+        if attack is not None:
+            attack_key, key = jax.random.split(key)
+            radius = None if epsilon is None else jnp.float32(epsilon(state.step))
+            images = attack(attack_key, logits_fn(classifier, state.variables), images, labels, epsilon=radius).images
+
         def loss(params: Variables) -> tuple[Array, tuple[Array, Variables]]:
             logits, extra = classifier.apply({**state.variables, "params": params}, images, train=True, key=key)
             return cross_entropy(logits, smoothed_labels(labels, logits.shape[-1])), (logits, extra)
@@ -119,6 +130,8 @@ def fit(
     epochs: int,
     batch_size: int = 128,
     augment: Callable[[int, Variables], Augmentation | None] | None = None,
+    attack: Attack | None = None,
+    epsilon: optax.Schedule | None = None,
     validation: tuple[Array, Array] | None = None,
     checkpoints: str | Path | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
@@ -130,16 +143,20 @@ def fit(
     with the same variables. It writes one after each epoch, and one before SIGTERM or SIGINT takes effect.
 
     Args:
-        key: for the first weights, the order, augmentation and dropout.
+        key: for the first weights, the order, augmentation, the attack and dropout.
         classifier: the network.
-        images: float32 ``(N, H, W, C)`` in [0, 1]; for an rCNN the reconstructions, computed once.
+        images: float32 ``(N, H, W, C)`` in [0, 1]; for an rCNN the reconstructions, computed once; where it is
+            attacked the images as they come, with `models.behind` for the front end.
         labels: int32 ``(N,)``.
         optimizer: an optax transformation.
         epochs: passes over the images.
         batch_size: at most N.
         augment: (epoch, variables) -> the epoch's augmentation or None; called before each epoch, and again when a run
             goes on in the middle of one; see `rbf_jax.train.augmentation`.
-        validation: images and labels whose accuracy is taken after each epoch.
+        attack: for adversarial training (Madry et al., ICLR 2018): each batch, augmented, is replaced by what the
+            attack makes of it against the network as it stands, in evaluation mode. None for none.
+        epsilon: optax schedule, step -> the attack's radius, to raise it from 0; None for the attack's own radius.
+        validation: images and labels whose accuracy, without attack, is taken after each epoch.
         checkpoints: folder of this training's checkpoints; None for none.
         log: takes a record after each epoch: epoch, loss, accuracy, validation, seconds, images_per_second.
         progress: what the progress bar is called; None for no bar.
@@ -148,7 +165,7 @@ def fit(
         The variables, and the history.
 
     Raises:
-        ValueError: an argument out of range; a checkpoint that is damaged or of another training.
+        ValueError: an argument out of range; epsilon without attack; a checkpoint damaged or of another training.
         OSError: a checkpoint cannot be written.
         FloatingPointError: the loss became NaN or infinite; the last checkpoint is from before.
     """
@@ -166,7 +183,7 @@ def fit(
 
     init_key, order_key, step_key = jax.random.split(key, 3)
     batches = images.shape[0] // batch_size
-    advance = _make_advance(make_step(classifier, optimizer), step_key, batch_size)
+    advance = _make_advance(make_step(classifier, optimizer, attack=attack, epsilon=epsilon), step_key, batch_size)
     count_hits = jax.jit(lambda variables, x, y: (classifier.apply(variables, x)[0].argmax(-1) == y).sum())
     history = History(*(jnp.full(epochs, jnp.nan) for _ in History._fields))
     run = _Run(init(init_key, classifier, optimizer, images.shape[1:]), history, _no_info())

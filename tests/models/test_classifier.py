@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import nnx
 from jax.tree_util import Partial
 
-from rbf_jax.models import from_linen, from_nnx, logits_fn
+from rbf_jax.models import behind, from_linen, from_nnx, logits_fn
 
 SHAPE = (6, 5, 2)
 
@@ -119,6 +119,24 @@ def test_logits_fn_crosses_jit_and_new_variables_compile_nothing(images):
         assert isinstance(model, Partial)
         np.testing.assert_allclose(run(model, images), classifier.apply(variables, images)[0], atol=1e-5)
     assert len(traces) == 1
+
+
+def test_behind_a_front_end(images):
+    """The network of what the front makes of the images, in training too, and the chain rule."""
+    classifier = from_linen(SmallLinen())
+    whole = behind(jnp.square, classifier)
+    variables, key = whole.init(jax.random.key(0), SHAPE), jax.random.key(3)
+    assert_same_tree(variables, classifier.init(jax.random.key(0), SHAPE))
+    assert_same_tree(whole.apply(variables, images), classifier.apply(variables, images**2))
+    trained = whole.apply(variables, images, train=True, key=key)
+    assert_same_tree(trained, classifier.apply(variables, images**2, train=True, key=key))
+
+    def slope(network, images):
+        return jax.grad(lambda images: jnp.sum(jnp.sin(network.apply(variables, images)[0])))(images)
+
+    expected = 2 * images * slope(classifier, images**2)
+    assert np.abs(expected).max() > 0.01
+    np.testing.assert_allclose(slope(whole, images), expected, atol=1e-5)
 
 
 def test_nnx_logits_are_the_modules(images, module):
