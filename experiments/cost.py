@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from experiments import evaluation, learn
+from experiments import certification, evaluation, learn
 from experiments.catalogue import cells
 from experiments.recipes import RECIPES
 from experiments.rundir import Run
@@ -92,6 +92,19 @@ def attacking(run: Run, speed: Speeds) -> list[Stage]:
                 filter(None, (cell.title, cell.norm, f"{cell.epsilon:g}" * bool(cell.norm), "on", cell.model))
             )
             stages.append((f"{title}, {cell.examples} images", seconds))
+    return stages
+
+
+def certifying(run: Run, speed: Speeds) -> list[Stage]:
+    """Certificates that are still to be computed."""
+    config, stages = run.config.certify, []
+    for setting in certification.settings(run.config):
+        if certification.certificates_path(run, setting).exists():
+            continue
+        batches = -(-config.n0 // config.batch_size) - (-setting.samples // config.batch_size)
+        once = speed.forward + speed.rebuild * RECIPES[setting.model].defended
+        title = f"certificates of {setting.model}, {setting.form}, sigma {setting.sigma:g}, {setting.samples} samples"
+        stages.append((f"{title}, {setting.examples} images", setting.examples * batches * config.batch_size * once))
     return stages
 
 

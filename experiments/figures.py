@@ -1,79 +1,81 @@
-"""The figures of a report."""
+"""The figures of a report: the paper's for a configuration, and the curves of the studies that were run."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
-from experiments import evaluation
-from experiments.catalogue import Cell, cells
+from experiments import evaluation, results
+from experiments.catalogue import NORMS, Cell, cells
+from experiments.evaluation import Models
 from experiments.learn import Examples
 from experiments.recipes import RECIPES
 from experiments.rundir import Config, Run
-from rbf_jax import PRESETS, plots, reconstruct, saliency
+from rbf_jax import PRESETS, attacks, evaluate, plots, reconstruct, saliency
+from rbf_jax.evaluate import Parts
+from rbf_jax.files import read_json
+from rbf_jax.plots import Figure
 from rbf_jax.rbf import RBFFilters
 from rbf_jax.types import LogitsFn
 
-SHOWN = slice(0, 8)
+Section = tuple[str, str, Figure, str]
+"""Heading, text, figure, and what the figure shows for those who cannot see it."""
+
+# The paper's, and beside them what tells the part of the front end from that of the training.
+COMPARED = ("cnn", "cnn_plus", "madry", "rcnn", "rcnn_plus", "rcnn_at")
+SHOWN, POINTS = 8, 1_000
+FAR, FAR_STEPS = 3, 100
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def sections(run: Run, test: Examples, filters: RBFFilters, forms: dict[str, dict[str, LogitsFn]]) -> list[Any]:
-    """Heading, text, figure and description of each; those of attacked images need a defended model under PGD."""
-    config, count = run.config, len(filters.variances)
-    rebuilt = jax.jit(lambda images: reconstruct(filters, images, PRESETS[config.preset].test))
-    gradients = jax.jit(saliency.loss_gradients)
-    clean, labels = test.images[SHOWN], test.labels[SHOWN]
-    maps = {
-        name: np.asarray(gradients(jax.random.key(0), model["static"], clean, labels)) for name, model in forms.items()
-    }
-    found: list[Any] = [
-        (
-            "The filters (Fig. 2)",
-            f"The EM found {count} filters, templates of 3x3 patches. Every image is rebuilt from them.",
-            plots.filters(filters),
-            f"{count} filter means",
-        ),
-        (
-            "Loss gradients (Fig. 5)",
-            "Gradient of each image's loss with respect to its pixels, for each model without noise.",
-            plots.saliency(clean, maps),
-            "loss gradients of the models",
-        ),
-    ]
-    for cell in cells(config):
-        if RECIPES[cell.model].defended and cell.attack == "pgd":
-            rows = evaluation.drawn(config, cell.examples)
-            attacked = evaluation.craft(run, test, cell, forms)
-            return found + _attacked(config, cell, test.images[rows], np.asarray(attacked), rebuilt)
-    return found
-
-
-def _attacked(config: Config, cell: Cell, clean: np.ndarray, attacked: np.ndarray, rebuilt: Any) -> list[Any]:
-    before, after = distances(config, clean, attacked, rebuilt)
+def sections(run: Run, test: Examples, filters: RBFFilters, forms: Models) -> list[Section]:
+    """Those figures for which the configuration has the models, the attacked images or the studies."""
+    forms, count = {name: forms[name] for name in COMPARED if name in forms}, len(filters.variances)
+    text = f"The EM found {count} filters, templates of 3x3 patches. Every image is rebuilt from them."
     return [
-        (
-            "Originals and reconstructions",
-            f"Clean test images and images attacked on {cell.model} ({cell.title}, {cell.norm}), each above its "
-            "static reconstruction.",
-            plots.image_rows(
-                {
-                    "clean": clean[SHOWN],
-                    "rebuilt": np.asarray(rebuilt(clean[SHOWN])),
-                    "attacked": attacked[SHOWN],
-                    "attacked, rebuilt": np.asarray(rebuilt(attacked[SHOWN])),
-                }
-            ),
-            "rows of clean, rebuilt, attacked and rebuilt attacked images",
-        ),
-        (
-            "What reconstruction does to distances (Fig. 3)",
-            "Each point is an attacked image: its distance from the original, and the distance between the two "
-            "reconstructions. Below the diagonal the front end brings them closer, above it drives them apart. "
-            "Claim 1 of the paper says that it brings them closer.",
-            plots.reconstruction_distances(before, after),
-            "distances before and after reconstruction in three norms",
-        ),
+        ("The filters (Fig. 2)", text, plots.filters(filters), f"{count} filter means"),
+        *_reconstructions(run, test, filters, forms),
+        *_perception(run, test, forms),
+        *_gradients(test, forms),
+        *_far(run, test, forms),
+        *_studies(run),
     ]
+
+
+def _reconstructions(run: Run, test: Examples, filters: RBFFilters, forms: Models) -> Iterator[Section]:
+    """Fig. 3, for the first defended model that PGD attacked in each norm, and some of the images."""
+    config = run.config
+    rebuilt = jax.jit(lambda images: reconstruct(filters, images, PRESETS[config.preset].test))
+    first = {norm: _attacked(config, forms, "pgd", norm)[:1] for norm in NORMS}
+    for number, (norm, cell) in enumerate((norm, cell) for norm, found in first.items() for cell in found):
+        rows = evaluation.drawn(config, min(cell.examples, POINTS))
+        clean, moved, by = test.images[rows], _images(run, test, cell, forms, rows), _title(cell)
+        if not number:
+            before, after = clean[:SHOWN], moved[:SHOWN]
+            pictures = {"clean": before, "rebuilt": rebuilt(before)}
+            pictures |= {"attacked": after, "attacked, rebuilt": rebuilt(after)}
+            yield (
+                "Originals and reconstructions",
+                f"Clean test images and the same under {by}, each above its reconstruction without noise.",
+                plots.image_rows(pictures),
+                "rows of clean, rebuilt, attacked and rebuilt attacked images",
+            )
+        distant = distances(config, clean, moved, rebuilt)
+        measured = {name: contraction(*(side[name] for side in distant)) for name in NORMS}
+        found = "; ".join(
+            f"{name}: median ratio {ratio:.2f}, {above:.1%} above the diagonal"
+            for name, (ratio, above) in measured.items()
+        )
+        yield (
+            f"What reconstruction does to distances, attacked in {norm} (Fig. 3)",
+            f"Each point is one of {len(rows)} test images under {by}, the perturbation scaled down by a random factor "
+            "so that all sizes occur: its distance from the original, and the distance between the reconstructions of "
+            "both, without noise. Below the diagonal the front end brings them closer, as Claim 1 of the paper has it; "
+            f"above it Claim 1 fails.\n\nDistance after / before, measured in {found}.",
+            plots.reconstruction_distances(*distant),
+            f"distances before and after reconstruction. {found}",
+        )
 
 
 def distances(
@@ -93,3 +95,144 @@ def distances(
         }
 
     return measured(clean, moved), measured(rebuilt(clean), rebuilt(moved))
+
+
+def contraction(before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """Median of after / before, and the share of pairs that moved apart; equal inputs count in neither."""
+    ratios = after[before > 0] / before[before > 0]
+    return float(np.median(ratios)), float(np.mean(ratios > 1))
+
+
+def _perception(run: Run, test: Examples, forms: Models) -> Iterator[Section]:
+    """Fig. 4: the images that most of the attacks broke."""
+    config = run.config
+    found = _attacked(config, forms, "ead", "l1") + _attacked(config, forms, "cw", "l2")
+    met = {_title(cell): cell for cell in found}
+    if not met:
+        return
+    rows = evaluation.drawn(config, min(cell.examples for cell in met.values()))
+    images = {title: _images(run, test, cell, forms, rows) for title, cell in met.items()}
+    classes = {title: _classes(forms[cell.model]["static"], images[title]) for title, cell in met.items()}
+    labels = test.labels[rows]
+    broken = {title: found != labels for title, found in classes.items()}
+    often = np.sum(list(broken.values()), axis=0)
+    most = np.argsort(-often, kind="stable")[:SHOWN]
+    most = most[often[most] > 0]
+    if not len(most):
+        return
+    shown = {"clean": test.images[rows][most]} | {title: images[title][most] for title in met}
+    names = {title: _names(config, found[most]) for title, found in ({"clean": labels} | classes).items()}
+    wrong = "; ".join(f"{title} {found.sum()}" for title, found in broken.items())
+    yield (
+        "Images that change for the eye (Fig. 4)",
+        f"Of {len(rows)} test images those that most of these attacks broke, above each attacked image the class that "
+        "its model sees without noise, above the originals the true one. In the paper the digits themselves change at "
+        f"these budgets.\n\nClassified wrongly of the {len(rows)}: {wrong}.",
+        plots.image_rows(shown, titles=names),
+        "rows of clean and attacked images with the classes that the models see",
+    )
+
+
+def _gradients(test: Examples, forms: Models) -> Iterator[Section]:
+    """Fig. 5."""
+    if not forms:
+        return
+    gradients, clean, labels = jax.jit(saliency.loss_gradients), test.images[:SHOWN], test.labels[:SHOWN]
+    maps = {name: gradients(jax.random.key(0), model["static"], clean, labels) for name, model in forms.items()}
+    yield (
+        "Loss gradients (Fig. 5)",
+        "Gradient of each image's cross-entropy with respect to its pixels, in one step, for each model without noise. "
+        "The paper sees noise for the CNN and the object's own shape for the rCNN.",
+        plots.saliency(clean, {RECIPES[name].title: found for name, found in maps.items()}),
+        "loss gradients of the models",
+    )
+
+
+def _far(run: Run, test: Examples, forms: Models) -> Iterator[Section]:
+    """Fig. 6; the images are crafted once."""
+    if not forms:
+        return
+    config, budgets = run.config, results.PAPER["settings"]["l2_eps"]
+    epsilon = FAR * budgets.get(config.set, budgets["mnist"])  # the embedded digits are MNIST's
+    attack = attacks.pgd(attacks.L2, epsilon=epsilon, steps=FAR_STEPS)
+    clean, labels = test.images[:SHOWN], test.labels[:SHOWN]
+    shown, names = {"clean": clean}, {"clean": _names(config, labels)}
+    for model, of_model in forms.items():
+        directory, title = run.directory / "attacks" / f"figure-6-{model}", RECIPES[model].title
+        result = evaluate.run_attack(
+            jax.random.key(config.seed + 1),
+            attack,
+            of_model["static"],
+            clean,
+            labels,
+            batch_size=SHOWN,
+            parts=Parts(directory, {"attack": "pgd", "norm": "l2", "epsilon": epsilon, "steps": FAR_STEPS}),
+        )
+        shown[title] = np.asarray(result.images)
+        names[title] = _names(config, _classes(of_model["static"], shown[title]))
+    yield (
+        "Attacked far beyond the budget (Fig. 6)",
+        f"PGD-{FAR_STEPS} in l2 within {epsilon:g}, {FAR} times the paper's budget, on each model without noise; above "
+        "each image the class that the model sees, above the originals the true one. In the paper sharp features of "
+        "another class appear for the rCNN, and a noisy version of the original for the CNN.",
+        plots.image_rows(shown, titles=names),
+        "rows of clean images and of those attacked on each model, with the classes that the models see",
+    )
+
+
+def _studies(run: Run) -> Iterator[Section]:
+    """Accuracy against what a study varied."""
+    for study, varied, what in (
+        ("curves", "epsilon", "the budget"),
+        ("convergence", "steps", "the attack's iterations"),
+        ("convergence", "restarts", "the attack's restarts"),
+    ):
+        path = run.directory / "studies" / f"{study}.json"
+        found = read_json(path, "Remove it to make it again")["lines"] if path.exists() else []
+        lines = sorted((line for line in found if varied in line), key=lambda line: line[varied])
+        if not lines:
+            continue
+        panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
+        for norm in NORMS:
+            for line in lines:
+                if line["norm"] == norm:
+                    title = results.column_title(line["model"], line["form"])
+                    x, y = panels.setdefault(norm, {}).setdefault(title, ([], []))
+                    x.append(line[varied])
+                    y.append(line["accuracy"])
+        counts = sorted({line["N"] for line in lines})
+        yield (
+            f"Accuracy against {what}",
+            f"Accuracy in percent on {' to '.join(map(str, {counts[0]: 0, counts[-1]: 0}))} attacked test images by "
+            f"{varied}, for each norm, model and form.",
+            plots.curves(panels, varied, "accuracy (%)", log=varied != "epsilon"),
+            f"accuracy of {len(lines)} combinations of norm, model, form and {varied}",
+        )
+
+
+def _attacked(config: Config, forms: Models, attack: str, norm: str) -> list[Cell]:
+    """For each defended model the first cell in which it was itself under the attack."""
+    first: dict[str, Cell] = {}
+    for cell in cells(config):
+        known = cell.model in forms and RECIPES[cell.model].defended
+        if known and (cell.attack, cell.norm, cell.source) == (attack, norm, cell.model):
+            first.setdefault(cell.model, cell)
+    return list(first.values())
+
+
+def _images(run: Run, test: Examples, cell: Cell, forms: Models, rows: np.ndarray) -> np.ndarray:
+    """Attacked images of some of a cell's rows."""
+    everyone = evaluation.drawn(run.config, cell.examples)
+    return evaluation.craft(run, test, cell, forms)[np.searchsorted(everyone, rows)]
+
+
+def _title(cell: Cell) -> str:
+    return f"{cell.title}, {cell.norm} {cell.epsilon:g}, on {RECIPES[cell.model].title}"
+
+
+def _classes(logits_fn: LogitsFn, images: np.ndarray) -> np.ndarray:
+    return evaluate.predict(jax.random.key(0), logits_fn, images).argmax(-1)
+
+
+def _names(config: Config, classes: np.ndarray) -> list[str]:
+    return [CIFAR10[label] if config.set == "cifar10" else str(label) for label in classes]

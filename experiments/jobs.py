@@ -52,10 +52,11 @@ def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> No
         # Weights worth keeping, and small enough for a repository.
         kinds = (".npz", ".json") if run.config.set == "mnist" else (".json",)
         files = [Path("models") / f"{name}{kind}" for kind in kinds] + files
-    # The ledger of a run before, with other attacks or weights of these models, must not mix with this one.
-    for path in directory.glob("ledger/*.npz") if any(path.parent.name == "ledger" for path in files) else ():
-        if path.name.split("-")[0] in models and path.relative_to(directory) not in files:
-            path.unlink()
+    # What a run before found, with other attacks or weights of these models, must not mix with this one.
+    for folder in ("ledger", "certificates") if any(path.parent.name == "ledger" for path in files) else ():
+        for path in directory.glob(f"{folder}/*.npz"):
+            if path.name.split("-")[0] in models and path.relative_to(directory) not in files:
+                path.unlink()
     for path in files:
         with replacing(directory / path) as temporary:
             shutil.copyfile(run.directory / path, temporary)

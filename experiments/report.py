@@ -1,4 +1,4 @@
-"""Reports of what was measured: one HTML file for the browser, and its table as Markdown for the terminal.
+"""Reports of what was measured: one HTML file for the browser, and its tables as Markdown for the terminal.
 
 The HTML has no scripts and refers to nothing outside itself; the figures are embedded as PNG.
 """
@@ -11,16 +11,21 @@ from collections.abc import Mapping, Sequence
 from rbf_jax.files import replacing
 from rbf_jax.plots import Figure, png
 
+_MOST_WITHOUT_CONTENTS = 4
 _STYLE = """
 :root { color-scheme: light dark; --line: #ccc; --shade: #f3f3f3; }
 @media (prefers-color-scheme: dark) { :root { --line: #444; --shade: #222; } }
 body { font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 0 auto; padding: 1rem; }
 h1, h2 { line-height: 1.25; }
+h2 { margin-top: 2.5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { background: var(--shade); }
+td:first-child, th:first-child { position: sticky; left: 0; min-width: 9rem; }
+td:first-child { background: Canvas; }
 .number { text-align: right; white-space: nowrap; }
+nav ul { columns: 20rem; padding-left: 1.2rem; }
 img { max-width: max(100%, 40rem); height: auto; background: #fff; border-radius: 4px; }
 """
 
@@ -54,30 +59,40 @@ def write_report(
     *,
     title: str,
     summary: str,
-    table: Sequence[Mapping[str, object]],
+    tables: Sequence[tuple[str, str, Sequence[Mapping[str, object]]]],
     sections: Sequence[tuple[str, str, Figure, str]],
 ) -> None:
-    """Writes the report; never leaves half a file.
+    """Writes the report, with a table of contents where it is long; never leaves half a file.
 
     Args:
         path: the HTML file.
         title: heading of the report.
-        summary: what was found; an empty line starts a new paragraph, here and in the sections.
-        table: rows with the same headings, in the first row's order; cells as in `format_table`.
+        summary: what was found; an empty line starts a new paragraph, here and in the explanations.
+        tables: (heading, explanation, rows with the same headings, in the first row's order); cells as in
+            `format_table`.
         sections: (heading, explanation, figure, what the figure shows for those who cannot see it).
 
     Raises:
         ValueError: an empty table, rows with other headings than the first, or a figure without description.
     """
-    if not table:
-        raise ValueError(f"table must have at least one row, got {table!r}")
-    parts = [f"<h1>{html.escape(title)}</h1>", _paragraphs(summary), _html_table(list(table[0]), table)]
+    contents = []
+    for heading, text, rows in tables:
+        if not rows:
+            raise ValueError(f"the table of section {heading!r} must have at least one row, got {rows!r}")
+        contents.append((heading, text, _html_table(list(rows[0]), rows)))
     for heading, text, figure, alt in sections:
         if not alt.strip():
             raise ValueError(f"the figure of section {heading!r} needs a description, got {alt!r}")
         data, width = base64.b64encode(png(figure)).decode(), round(96 * figure.get_figwidth())
         image = f'<img src="data:image/png;base64,{data}" width="{width}" alt="{html.escape(alt)}">'
-        parts += [f"<h2>{html.escape(heading)}</h2>", _paragraphs(text), f'<div class="wide">{image}</div>']
+        contents.append((heading, text, f'<div class="wide">{image}</div>'))
+    parts = [f"<h1>{html.escape(title)}</h1>", _paragraphs(summary)]
+    headings = [html.escape(heading) for heading, _, _ in contents]
+    if len(headings) > _MOST_WITHOUT_CONTENTS:
+        items = [f'<li><a href="#section-{i}">{heading}</a></li>' for i, heading in enumerate(headings, 1)]
+        parts += ['<nav aria-label="Contents">', "<ul>", *items, "</ul>", "</nav>"]
+    for i, (heading, (_, text, body)) in enumerate(zip(headings, contents, strict=True), 1):
+        parts += [f'<h2 id="section-{i}">{heading}</h2>', _paragraphs(text), body]
     head = '<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">'
     head += f"\n<title>{html.escape(title)}</title>\n<style>{_STYLE}</style>"
     body = "\n".join(parts)

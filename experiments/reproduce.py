@@ -15,9 +15,7 @@ from experiments import process
 if __name__ == "__main__":
     process.ensure()
 
-import jax
-
-from experiments import cost, evaluation, figures, jobs, learn, results, rundir, tables
+from experiments import certification, cost, evaluation, figures, jobs, learn, rundir, studies, tables
 from experiments.catalogue import cells
 from experiments.provenance import ROOT, provenance
 from experiments.recipes import RECIPES
@@ -47,33 +45,49 @@ def job() -> None:
     committed = _without_filters(run)
     speed = cost.speeds(run, examples)
     stages = cost.training(run, examples, config.models, speed) + cost.attacking(run, speed)
+    stages += cost.certifying(run, speed) + studies.studying(run, speed)
     print(f"{config.title}, profile {config.profile}, in {run.directory}\n{cost.say(stages)}", flush=True)
 
-    filters, forms, ledger = learn.fit_filters(run, examples), {}, []
+    filters, models, ledger = learn.fit_filters(run, examples), {}, []
     for name in config.models:
         variables = learn.train_model(run, examples, name)
-        forms[name] = learn.forms(config, learn.filters_of(run, examples, name), name, variables)
+        models[name] = learn.forms(config, learn.filters_of(run, examples, name), name, variables)
     for cell in cells(config):
-        ledger += evaluation.evaluate_cell(run, examples.test, cell, forms)
-    own, ledger = ledger, ledger + committed
+        ledger += evaluation.evaluate_cell(run, examples.test, cell, models)
+    more = certification.certify_all(run, examples.test, models)
+    for name in studies.wanted(config):
+        studies.study(name, run, examples.test, filters, models)
+        more.append(studies.study_path(run, name))
 
-    record = provenance() | {"config": config.to_dict(), "filters": len(filters.variances)}
+    record = provenance() | {"config": config.to_dict(), "filters": len(filters.variances), "seconds": _seconds(run)}
     with replacing(run.directory / "job.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
-    rows = tables.write_results(run.directory, config.set, ledger)
+    written = tables.write_results(run.directory, config.set, ledger + committed)
     if jobs.PUBLISH.value:
-        jobs.publish(run, config.models, [*own, run.directory / "filters.npz", run.directory / "job.json"])
-    (headings, lines), note = results.table(rows), results.note(config.to_dict())
+        files = [*ledger, *more, run.directory / "filters.npz", run.directory / "job.json"]
+        jobs.publish(run, config.models, files)
     report = run.directory / "report.html"
     write_report(
         report,
         title=config.title,
-        summary=f"{note} Computed on {jax.devices()[0].device_kind}.",
-        table=lines,
-        sections=figures.sections(run, examples.test, filters, forms),
+        summary=f"{written.note}\n\n{written.origin}",
+        tables=[(section.heading, section.text, section.table[1]) for section in written.sections],
+        sections=figures.sections(run, examples.test, filters, models),
     )
     seconds = time.perf_counter() - began
-    print(f"\n{format_table(headings, lines)}\n\n{note}\n\nreport: {report}  ({seconds:.0f} s)")
+    headings, lines = written.sections[0].table
+    print(f"\n{format_table(headings, lines)}\n\n{written.note}\n\nreport: {report}  ({seconds:.0f} s)")
+
+
+def _seconds(run: rundir.Run) -> dict[str, float]:
+    """What the stages besides training took: the EM, and the noise banks by model."""
+    found = {}
+    for record in run.records():
+        if record.get("stage") == "filters" and record["kind"] == "own":
+            found["filters"] = record["seconds"]
+        elif record.get("stage") == "bank":
+            found[f"bank {record['model']}"] = record["seconds"]
+    return found
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ import numpy as np
 from experiments.catalogue import KINDS
 from experiments.provenance import ROOT
 from experiments.recipes import RECIPES
-from experiments.report import format_table
 from rbf_jax import evaluate
 from rbf_jax.evaluate import Outcomes
 
@@ -177,57 +176,3 @@ def _rank(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def _column(row: dict[str, Any]) -> tuple[str, str]:
     return row["model"], row["scored_on"]
-
-
-def note(config: dict[str, Any]) -> str:
-    """What the table's numbers are."""
-    attack = config["attack"]
-    settings = attack["settings"]
-    return (
-        "Accuracy in percent with its 95 % Wilson interval; in brackets behind the paper's number the difference, ours "
-        f"minus the paper's. rCNN: mean of {config['draws']} noisy draws at beta2 = {config['beta2']:g}, scored on "
-        f"{attack['scoring']} fresh redraws (on one, where there are more than {attack['redrawn']} images). "
-        "Attacks, but for the adaptive ones, are crafted without noise, from a random start with steps of 2.5 epsilon "
-        "/ steps; PGD from "
-        f"{settings['pgd']['restarts']} start(s); BPDA+EoT ({settings['bpda_eot']['draws']} draws x "
-        f"{settings['bpda_eot']['steps']} steps) is crafted with noise from where PGD without noise ended. "
-        f"'{WORST}': per example, its worst attack picked on {attack['selection']} other redraws; once over the "
-        "attacks that many images met, once over all of them. The paper says nothing of steps, restarts and losses. "
-        "Stronger attacks leave less."
-    )
-
-
-def page(job: dict[str, Any], recipes: dict[str, dict[str, Any]], rows: list[dict[str, Any]]) -> str:
-    """The Markdown page of a data set's results."""
-    config = job["config"]
-    headings, lines = table(rows)
-    trained = [
-        {
-            "model": name,
-            "epochs": len(recipe["history"]["loss"]),
-            "seconds an epoch": recipe["seconds an epoch"],
-            "training accuracy": f"{100 * recipe['history']['accuracy'][-1]:.2f}",
-            "validation accuracy": f"{100 * recipe['history']['validation'][-1]:.2f}",
-        }
-        for name, recipe in recipes.items()
-    ]
-    commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
-    attacked = {(row["source"], row["attack"], row["norm"], row["epsilon"]): row for row in rows}
-    seconds = sum(row.get("crafting seconds", 0) for row in attacked.values())
-    seconds += sum(row.get("scoring seconds", 0) for row in rows)
-    origin = (
-        f"Profile {config['profile']}, seed {config['seed']}, commit {commits}, {job['device']}, {job['cores']} cores, "
-        f"jax {job['jax']}; {job['filters']} filters; attacks and scoring took {seconds:.0f} s."
-    )
-    return "\n\n".join(
-        [
-            f"# {config['title']}",
-            note(config),
-            origin,
-            format_table(headings, lines),
-            "## The models\n\nTraining accuracy is that of the steps' batches, with dropout.",
-            format_table(list(trained[0]), trained),
-            "Made by `make tables` from `ledger/`, `models/` and `job.json`; `results.json` has every figure with its "
-            "deviation over redraws and its seconds.\n",
-        ]
-    )

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import rbf_jax
 from rbf_jax.files import read_json, replacing
 
+MAY_CHANGE = ("models", "epochs", "attack", "certify", "studies")
+
 Config = Any
 """An ml_collections.ConfigDict, whose attributes have no static types."""
 
@@ -41,15 +43,15 @@ class Run(NamedTuple):
 def open_run(directory: Path, config: Config) -> Run:
     """Opens a run directory, or makes it.
 
-    What is learned is determined by the configuration without ``attack``, ``models`` and ``epochs``: these may change,
-    as each ledger says itself of which attack it is, and each model how long it was trained.
+    What is learned is determined by the configuration without what is evaluated and without ``models`` and ``epochs``:
+    these may change, as each ledger says itself of which attack it is, and each model how long it was trained.
 
     Raises:
         ValueError: the directory was begun with another configuration, or its ``config.json`` is damaged.
     """
     path = directory / "config.json"
     # By way of JSON, as it is compared with what is read back.
-    learned = {name: value for name, value in config.to_dict().items() if name not in ("attack", "models", "epochs")}
+    learned = {name: value for name, value in config.to_dict().items() if name not in MAY_CHANGE}
     wanted = json.loads(json.dumps({"version": rbf_jax.__version__, "config": learned}))
     if not path.exists():
         with replacing(path) as temporary:

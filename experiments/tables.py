@@ -1,15 +1,16 @@
 """Makes the tables of ``results/``: `make tables`. Nothing in them is written by hand.
 
-``job.json``, ``models/*.json`` and ``ledger/`` in ``results/SET/`` (published by ``experiments.reproduce --publish``)
-give its ``results.json`` and ``README.md``; ``results/benchmarks/*.json`` give ``results/benchmarks/README.md``.
+What ``experiments.reproduce --publish`` put into ``results/SET/`` (``job.json``, ``models/*.json``, ``ledger/``,
+``certificates/``, ``studies/``) gives its ``results.json``, ``README.md`` and ``VERDICT.md``;
+``results/benchmarks/*.json`` give ``results/benchmarks/README.md``.
 """
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from experiments import results
+from experiments import certification, pages, results, studies, verdict
 from experiments.provenance import ROOT
 from experiments.report import format_table
 from rbf_jax import evaluate
@@ -35,11 +36,19 @@ def _flat(record: dict[str, Any], prefix: str = "") -> list[dict[str, str]]:
     return rows
 
 
-def write_results(directory: Path, data_set: str, ledger: Sequence[Path] | None = None) -> list[dict[str, Any]]:
-    """Writes ``results.json`` and ``README.md`` of a folder from its job, models and ledger; returns the rows.
+class Written(NamedTuple):
+    """What was written of a data set: its tables, what their numbers are, and where they come from."""
+
+    sections: list[pages.Section]
+    note: str
+    origin: str
+
+
+def write_results(directory: Path, data_set: str, ledger: Sequence[Path] | None = None) -> Written:
+    """Writes ``results.json`` and ``README.md`` of a folder, and ``VERDICT.md`` where the paper has the set.
 
     Args:
-        directory: the folder.
+        directory: with ``job.json``, ``models/``, ``ledger/``, and ``certificates/`` and ``studies/`` where they are.
         data_set: for the paper's numbers.
         ledger: the files that count; None for all in the folder.
     """
@@ -48,9 +57,25 @@ def write_results(directory: Path, data_set: str, ledger: Sequence[Path] | None 
     recipes = {path.stem: read_json(path, _WAY_OUT) for path in sorted(directory.glob("models/[!.]*.json"))}
     unions = job["config"]["attack"]["unions"]
     rows = results.make_rows(data_set, map(evaluate.load_outcomes, ledger), unions)
-    _write(directory / "results.json", json.dumps(job | {"models": recipes, "rows": rows}, indent=1) + "\n")
-    _write(directory / "README.md", results.page(job, recipes, rows))
-    return rows
+    certificates = [certification.load(path) for path in sorted(directory.glob("certificates/[!.]*.npz"))]
+    radii = job["config"]["certify"]["radii"]
+    studied = {path.stem: read_json(path, _WAY_OUT) for path in sorted(directory.glob("studies/[!.]*.json"))}
+    of_studies = [
+        pages.Section(studies.STUDIES[name].title, studies.STUDIES[name].note, studies.table(name, record))
+        for name, record in studied.items()
+    ]
+    more = list(of_studies)
+    if certificates:
+        table = certification.table(certificates, data_set, radii)
+        more.insert(0, pages.Section("Table VI: Certified accuracy", certification.NOTE, table))
+    found = pages.sections(job, recipes, rows, more)
+    certified = certification.make_rows(certificates, data_set, radii)
+    record = job | {"models": recipes, "rows": rows, "certificates": certified, "studies": studied}
+    _write(directory / "results.json", json.dumps(record, indent=1) + "\n")
+    _write(directory / "README.md", pages.page(job, found, rows))
+    if data_set in results.PAPER["settings"]["linf_eps"]:
+        _write(directory / "VERDICT.md", verdict.page(job, rows, of_studies))
+    return Written(found, pages.note(job["config"]), pages.origin(job, rows))
 
 
 def _write(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Figures 2, 3 and 5 of the paper, and rows of images. The only module that imports matplotlib.
+"""Figures 2 to 6 of the paper, and curves. The only module that imports matplotlib.
 
 Every function returns a new `matplotlib.figure.Figure`, made without pyplot: nothing global is touched and no display
 is needed. A notebook shows the figure that a cell returns; `png` gives its bytes for a file or a report.
@@ -26,6 +26,9 @@ _MOST_CAPTIONS = 64
 _CLIP = 3.0
 _INCHES_PER_CHARACTER = 0.08
 _FRAME = "0.6"
+# Seven colours that stay apart for the colour-blind (Okabe and Ito), seven markers, four dashes: 28 different lines.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS, _DASHES = "os^DvPX", ("-", "--", "-.", ":")
 
 
 class _Figure(Figure):
@@ -85,26 +88,27 @@ def filters(filters: RBFFilters, *, columns: int | None = None, order: str = "br
         _show(axes, means[j])
         if captions:
             axes.set_xlabel(f"{math.sqrt(variances[j]):.2g}", fontsize=8, labelpad=2)
-    what = f"{count} RBF filter{'s' if count > 1 else ''} of {height} × {width}"
-    span = "dark to bright" if order == "brightness" else "narrow to wide"
-    title = f"{what}, {span}" + (", σ beneath" if captions else "")
+    span = ("dark to bright" if order == "brightness" else "narrow to wide") + (", σ beneath" if captions else "")
+    title = f"{count} RBF filter{'s' if count > 1 else ''} of {height} × {width}, {span}"
     figure.text(0.5, 1 - title_height / 2 / figure_height, title, ha="center", va="center", fontsize=10)
     return figure
 
 
-def image_rows(rows: Mapping[str, ArrayLike], *, titles: Sequence[str] | None = None) -> Figure:
+def image_rows(rows: Mapping[str, ArrayLike], *, titles: Mapping[str, Sequence[str]] | None = None) -> Figure:
     """Labelled rows of images: originals, attacked, and the reconstructions of both, one column for each image.
 
     Args:
         rows: label -> float32 images ``(N, H, W, C)`` in [0, 1], C 1 or 3, the same N in all. Black is 0 and white 1 in
             every image.
-        titles: N titles of the columns.
+        titles: label of a row -> N titles above its images; rows may be left out.
 
     Returns:
         A figure with one axes for each image, row by row.
 
     Raises:
-        ValueError: no rows, images out of range, or numbers of images and titles that do not agree.
+        ValueError: no rows, images out of range, titles of no row, or numbers of images and titles that do not agree.
+
+    Reference: Figs. 4 and 6.
     """
     if not rows:
         raise ValueError(f"rows must hold at least one row of images, got {rows!r}")
@@ -112,9 +116,10 @@ def image_rows(rows: Mapping[str, ArrayLike], *, titles: Sequence[str] | None = 
     counts = {label: len(images) for label, images in pictures}
     if len(set(counts.values())) > 1:
         raise ValueError(f"all rows must have the same number of images, got {counts}")
-    if titles is not None and len(titles) != next(iter(counts.values())):
-        raise ValueError(f"titles must be one for each column, got {len(titles)} for rows of {counts}")
-    return _draw_rows(pictures, titles, "gray")
+    for label, line in (titles or {}).items():
+        if len(line) != counts.get(label):
+            raise ValueError(f"titles[{label!r}] must be one for each image of rows of {counts}, got {len(line)}")
+    return _draw_rows(pictures, titles or {}, "gray")
 
 
 def reconstruction_distances(before: Mapping[str, ArrayLike], after: Mapping[str, ArrayLike]) -> Figure:
@@ -150,12 +155,49 @@ def reconstruction_distances(before: Mapping[str, ArrayLike], after: Mapping[str
         axes.plot([0, limit], [0, limit], color="0.4", linewidth=1, linestyle="--")
         axes.scatter(x, y, s=14, alpha=0.5, linewidths=0, color="tab:blue", clip_on=False, zorder=3)
         axes.set(xlim=(0, limit), ylim=(0, limit), aspect="equal")
+        axes.set(xlabel=f"{name} distance of the inputs", ylabel=f"{name} distance of the reconstructions")
         axes.locator_params(nbins=5)
-        axes.tick_params(labelsize=9)
-        axes.set_xlabel(f"{name} distance of the inputs", fontsize=10)
-        axes.set_ylabel(f"{name} distance of the reconstructions", fontsize=10)
         ratio, above = np.median(y[some] / x[some]), np.mean(y[some] > x[some])
         axes.set_title(f"{name}: median ratio {ratio:.2f} (N = {number})\n{above:.1%} above the diagonal", fontsize=10)
+    return figure
+
+
+def curves(
+    panels: Mapping[str, Mapping[str, tuple[ArrayLike, ArrayLike]]], xlabel: str, ylabel: str, *, log: bool = False
+) -> Figure:
+    """Lines through points, which differ in marker and dashes and not in colour alone; the same in every panel.
+
+    Args:
+        panels: title (a norm or any other) -> label -> finite x ``(N,)`` and y ``(N,)``; y is drawn from 0 on.
+        xlabel: of every panel.
+        ylabel: of the first.
+        log: whether x has a logarithmic axis.
+
+    Returns:
+        A figure with one axes for each panel, and one legend.
+
+    Raises:
+        ValueError: no lines, or points that are not finite or differ in number.
+    """
+    labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
+    if not labels:
+        raise ValueError(f"panels must hold at least one line, got {panels!r}")
+    width = max(3.3 * len(panels), 5.0)
+    in_row = max(1, int(width / (0.8 + _INCHES_PER_CHARACTER * max(map(len, labels)))))
+    figure = _Figure((width, 3.2 + 0.22 * math.ceil(len(labels) / in_row)), layout="constrained")
+    row, handles = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0], {}
+    for axes, (title, lines) in zip(row, panels.items(), strict=True):
+        for label, points in lines.items():
+            x, y = (np.asarray(values, np.float64) for values in points)
+            if x.ndim != 1 or x.shape != y.shape or not np.isfinite([x, y]).all():
+                raise ValueError(f"panels[{title!r}][{label!r}] must be finite (N,) and (N,), got {points}")
+            color, marker, dash = (looks[labels.index(label) % len(looks)] for looks in (_COLOURS, _MARKERS, _DASHES))
+            (handles[label],) = axes.plot(x, y, color=color, marker=marker, linestyle=dash, markersize=5, clip_on=False)
+        axes.set(title=_NORMS.get(title, title), xlabel=xlabel, xscale="log" if log else "linear")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.grid(color="0.9")
+    row[0].set(ylabel=ylabel, ylim=(0, None))  # shared, and so after all lines
+    figure.legend([*handles.values()], labels, loc="outside lower center", ncols=in_row, frameon=False, handlelength=3)
     return figure
 
 
@@ -186,27 +228,26 @@ def saliency(images: ArrayLike, maps: Mapping[str, ArrayLike]) -> Figure:
         gradients = jnp.asarray(values)
         if gradients.shape != first.shape:
             raise ValueError(f"maps[{label!r}] must have the images' shape {first.shape}, got {gradients.shape}")
-        if not jnp.isfinite(gradients).all():
-            raise ValueError(
-                f"maps[{label!r}] must be finite, got {jnp.sum(~jnp.isfinite(gradients))} values that are not"
-            )
+        wrong = jnp.sum(~jnp.isfinite(gradients))
+        if wrong:
+            raise ValueError(f"maps[{label!r}] must be finite, got {wrong} values that are not")
         rows.append((label, as_picture(gradients, _CLIP)))
     note = f"Each map is scaled to ±{_CLIP:g} of its own standard deviations. "
-    if first.shape[-1] == 1:
-        note += "Red: a brighter pixel raises the loss; blue: lowers it."
-    else:
-        note += "Each channel by itself; mid-grey: no gradient."
-    return _draw_rows(rows, None, "RdBu_r", note)
+    grey = "Red: a brighter pixel raises the loss; blue: lowers it."
+    note += grey if first.shape[-1] == 1 else "Each channel by itself; mid-grey: no gradient."
+    return _draw_rows(rows, {}, "RdBu_r", note)
 
 
-def _draw_rows(rows: Sequence[tuple[str, Array]], titles: Sequence[str] | None, cmap: str, note: str = "") -> Figure:
+def _draw_rows(
+    rows: Sequence[tuple[str, Array]], titles: Mapping[str, Sequence[str]], cmap: str, note: str = ""
+) -> Figure:
     """A grid of pictures, labels at the left; the colour map is that of all rows but the first, which is grey."""
     columns = len(rows[0][1])
     cell = min(1.0, max(0.5, 11 / columns))
     labels = [textwrap.fill(label, 20) for label, _ in rows]
     margin = 0.2 + _INCHES_PER_CHARACTER * max(len(line) for label in labels for line in label.split("\n"))
-    titles = None if titles is None else [_wrap(title, cell, 9) for title in titles]
-    above = 0.0 if titles is None else 0.16 * max(title.count("\n") + 1 for title in titles)
+    titles = {label: [_wrap(title, cell, 9) for title in line] for label, line in titles.items()}
+    above = 0.16 * sum(max(title.count("\n") + 1 for title in line) for line in titles.values())
     width = max(margin + columns * (cell + 0.04), 3.0 if note else 0.0)
     note = _wrap(note, width, 8)
     below = 0.16 * (note.count("\n") + 1) if note else 0.0
@@ -214,12 +255,12 @@ def _draw_rows(rows: Sequence[tuple[str, Array]], titles: Sequence[str] | None, 
     ratio = max(images.shape[1] / images.shape[2] for _, images in rows)
     figure = _Figure((width, len(rows) * (ratio * cell + 0.04) + above + below + 0.1), layout="compressed")
     panels = figure.subplots(len(rows), columns, squeeze=False)
-    for row, (_, images) in enumerate(rows):
+    for row, (label, images) in enumerate(rows):
         for column, image in enumerate(np.asarray(images)):
             _show(panels[row, column], image, cmap if row else "gray")
+        for axes, title in zip(panels[row], titles.get(label, []), strict=False):
+            axes.set_title(title, fontsize=9, pad=3)
         panels[row, 0].set_ylabel(labels[row], rotation=0, ha="right", va="center", fontsize=10, labelpad=6)
-    for axes, title in zip(panels[0], titles or [], strict=False):
-        axes.set_title(title, fontsize=9, pad=3)
     if note:
         figure.supxlabel(note, fontsize=8)
     return figure

@@ -95,22 +95,30 @@ def test_hundreds_of_filters_fit_on_a_page():
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_rows_of_images_stand_where_they_belong(channels):
-    rows = {"original": make_images(4, channels), "attacked, then reconstructed": make_images(4, channels, seed=1)}
-    figure = plots.image_rows(rows, titles=["7", "2", "airplane → automobile", "0"])
-    assert len(figure.axes) == 8
+    rows = {
+        "original": make_images(4, channels),
+        "attacked, then reconstructed": make_images(4, channels, seed=1),
+        "attacked further": make_images(4, channels, seed=2),
+    }
+    titled = {"attacked further": list("0123"), "original": ["7", "2", "airplane → automobile", "0"]}
+    figure = plots.image_rows(rows, titles=titled)
+    assert len(figure.axes) == 12
     for axes, image in zip(figure.axes, np.concatenate(list(rows.values())), strict=True):
         np.testing.assert_array_equal(drawn(axes), image)
     labels = [axes.get_ylabel().replace("\n", " ") for axes in figure.axes]
     assert [label for label in labels if label] == list(rows)
-    assert [bool(label) for label in labels] == [True, False, False, False] * 2
+    assert [bool(label) for label in labels] == [True, False, False, False] * 3
     titles = [axes.get_title().replace("\n", " ") for axes in figure.axes]
-    assert titles == ["7", "2", "airplane → automobile", "0", "", "", "", ""]
+    assert titles == ["7", "2", "airplane → automobile", "0", "", "", "", "", "0", "1", "2", "3"]
     check_layout(figure)
 
 
 def test_many_columns_and_one_column_do_not_overlap():
-    check_layout(plots.image_rows({"a": make_images(25), "b" * 15: make_images(25)}, titles=["cat → dog"] * 25))
-    check_layout(plots.image_rows({"original": make_images(1)}, titles=["a rather long title of one image"]))
+    titles = {label: ["cat → dog"] * 25 for label in ("a", "b" * 15)}
+    check_layout(plots.image_rows({label: make_images(25) for label in titles}, titles=titles))
+    check_layout(
+        plots.image_rows({"original": make_images(1)}, titles={"original": ["a rather long title of one image"]})
+    )
 
 
 def test_distances_are_the_points_and_the_titles_count_them():
@@ -131,6 +139,45 @@ def test_distances_are_the_points_and_the_titles_count_them():
         assert f"median ratio {sorted(y / x)[50]:.2f} (N = 101)" in title
         assert f"{100 * sum(b > a for a, b in zip(x, y, strict=True)) / 101:.1f}% above the diagonal" in title
     assert [axes.get_title().split(":")[0] for axes in figure.axes] == [r"$\ell_\infty$", r"$\ell_2$", r"$\ell_1$"]
+    check_layout(figure)
+
+
+def test_curves_are_the_points_under_one_legend():
+    rng = np.random.default_rng(0)
+    labels = ["CNN", "rCNN", "rCNN, no noise", "rCNN+", "rCNN+, no noise", "Madry", "rCNN-AT", "rCNN-AT, beta2 1"]
+    panels = {
+        norm: {label: (np.linspace(0, size, 5), rng.uniform(20, 90, 5)) for label in labels[skip:]}
+        for norm, size, skip in [("linf", 0.3, 1), ("l2", 4, 0), ("other", 60, 2)]
+    }
+    figure = plots.curves(panels, "epsilon", "accuracy (%)")
+    assert len(figure.axes) == 3
+    looks = {}
+    for axes, lines in zip(figure.axes, panels.values(), strict=True):
+        assert axes.get_xlabel() == "epsilon"
+        assert axes.get_ylim()[0] == 0
+        assert axes.get_ylim()[1] > 90
+        for line, (label, (x, y)) in zip(axes.lines, lines.items(), strict=True):
+            np.testing.assert_array_equal(line.get_xydata(), np.stack([x, y], -1))
+            looks.setdefault(label, set()).add((line.get_marker(), line.get_linestyle(), line.get_color()))
+    assert [axes.get_title() for axes in figure.axes] == [r"$\ell_\infty$", r"$\ell_2$", "other"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy (%)", "", ""]
+    (legend,) = figure.legends
+    shown = dict(zip((text.get_text() for text in legend.get_texts()), legend.get_lines(), strict=True))
+    assert sorted(shown) == sorted(labels)
+    for label, found in looks.items():
+        assert found == {(shown[label].get_marker(), shown[label].get_linestyle(), shown[label].get_color())}
+    assert len({(marker, dash) for ((marker, dash, _),) in looks.values()}) == len(labels)  # without colour
+    check_layout(figure)
+    box = legend.get_window_extent()
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= box.y0 < box.y1 < min(axes.xaxis.label.get_window_extent().y0 for axes in figure.axes)
+
+
+def test_a_logarithmic_axis_has_plain_numbers():
+    figure = plots.curves({"l2": {"CNN": ([1, 10, 1000], [90, 50, 40])}}, "steps", "accuracy (%)", log=True)
+    (axes,) = figure.axes
+    assert axes.get_xscale() == "log"
+    assert {"1", "10", "100", "1000"} <= {text.get_text() for text in axes.get_xticklabels()}
     check_layout(figure)
 
 
@@ -212,7 +259,12 @@ ONE = {"l2": [1.0]}
         (lambda: plots.image_rows({"a": GREY[0]}), r"rows\['a'\] must have 4 dimensions"),
         (lambda: plots.image_rows({"a": GREY, "b": GREY[:1]}), r"same number of images, got \{'a': 2, 'b': 1\}"),
         (lambda: plots.image_rows({"a": make_images(2, 4)}), r"rows\['a'\] must have 1 or 3 channels .* got 4"),
-        (lambda: plots.image_rows({"a": GREY}, titles=["one"]), "titles must be one for each column, got 1"),
+        (lambda: plots.image_rows({"a": GREY}, titles={"a": ["b"]}), r"titles\['a'\] must be one for .* got 1"),
+        (lambda: plots.image_rows({"a": GREY}, titles={"b": ["1", "2"]}), r"titles\['b'\] must be one for each image"),
+        (lambda: plots.curves({}, "x", "y"), "at least one line, got {}"),
+        (lambda: plots.curves({"l2": {}}, "x", "y"), "at least one line"),
+        (lambda: plots.curves({"l2": {"a": ([1, 2], [1])}}, "x", "y"), r"panels\['l2'\]\['a'\] must be finite \(N,\)"),
+        (lambda: plots.curves({"l2": {"a": ([1], [np.nan])}}, "x", "y"), r"must be finite .*\[nan\]"),
         (lambda: plots.reconstruction_distances({}, {}), "same norms"),
         (lambda: plots.reconstruction_distances(ONE, {"l1": [1.0]}), r"same norms, got \['l2'\] and \['l1'\]"),
         (lambda: plots.reconstruction_distances(ONE, {"l2": [1.0, 2.0]}), r"'l2' must be \(N,\).*\(1,\) and \(2,\)"),

@@ -72,6 +72,8 @@ def get_config(profile: str | None = None) -> Any:
                 "unions": (),
                 "beta2_models": (),
             },
+            "certify": {"runs": (), "n0": 100, "alpha": 0.001, "radii": (0.25, 0.3, 0.35), "batch_size": 100},
+            "studies": {},
         }
     )
     settings = config.attack.settings

@@ -38,6 +38,30 @@ PLAN = (
     (MAIN, (("l1", 10.0),), ("pgd", "apgd"), 1_000),
     (OTHERS, LINF, ("fgsm", "pgd", "apgd", "square"), 1_000),
 )
+CERTIFIED = (
+    *(("cnn", 0.2), ("cnn", 0.3), ("gaussian_02", 0.2), ("gaussian_03", 0.3)),
+    *((name, sigma) for name in ("rcnn", "rcnn_plus") for sigma in (0.2, 0.3)),
+)
+RUNS = ((50_000, 100, CERTIFIED), (10_000, 500, (("cnn", 0.2), ("rcnn", 0.2), ("rcnn_plus", 0.3))))
+STUDIES: dict[str, Any] = {
+    "models": MAIN,
+    "examples": 200,
+    "few": 100,
+    "curves": {
+        "linf": (0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4),
+        "l2": (0.25, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0),
+        "l1": (1.0, 2.5, 5.0, 10.0, 15.0, 25.0),
+    },
+    "steps": (10, 20, 40, 100, 200, 400),
+    "restarts": (1, 2, 5, 10),
+    "stronger": {"draws": 50, "steps": 100, "warm_up": 100, "restarts": 10},
+    "large": 1.0,
+    "corrupted": 1_000,
+    "beta1": (5.0, 10.0, 17.33, 25.0, 50.0),
+    "beta2": (0.0, 1.0, 1.75, 3.0),
+    "draws": (1, 10, 50),
+    "defended": "rcnn_plus",
+}
 
 
 def get_config(profile: str | None = None) -> Any:
@@ -124,6 +148,16 @@ def get_config(profile: str | None = None) -> Any:
                 "unions": ({"linf": 0.3, "l2": 2.0, "l1": 15.0}, {"linf": 0.3, "l2": 2.0, "l1": 10.0}),
                 "beta2_models": ("rcnn_plus",),
             },
+            # Certificates (Table VI): samples, images, (model, sigma).
+            "certify": {
+                "runs": RUNS,
+                "n0": 100,
+                "alpha": 0.001,
+                "radii": (0.5, 0.7, 1.0),
+                "batch_size": 500,
+            },
+            # What is said in studies/__init__.py.
+            "studies": STUDIES,
         }
     )
     settings = config.attack.settings
@@ -143,6 +177,7 @@ def get_config(profile: str | None = None) -> Any:
         settings.bpda_eot.update(draws=2, steps=2, warm_up=2)
         config.attack.batch_size, config.attack.selection, config.attack.scoring = 20, 1, 2
         config.attack.beta2, config.attack.unions = (), ()
+        config.certify.runs, config.studies = (), ConfigDict()
     if profile in ("gpu", "paper"):
         config.train.epochs, config.epochs, config.attack.batch_size = 30, ConfigDict(), 500
         for name in ("pgd l2", "pgd l1", "cw linf", "cw", "cw<", "ead", "ead<", "daa", "apgd", "autoattack"):

@@ -18,36 +18,45 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs, "ROOT", tmp_path)
     config = mnist.get_config("cpu")
     run = Run(tmp_path / "run", config)
-    save_outcomes(
-        run.directory / "ledger" / "cnn-clean-static.npz", outcomes("clean", [[1, 0]], model="cnn", form="static")
-    )
+    clean = outcomes("clean", [[1, 0]], model="cnn", scored_on="static")
+    save_outcomes(run.directory / "ledger" / "cnn-clean-static.npz", clean)
     (run.directory / "models").mkdir()
     np.savez(run.directory / "models" / "cnn.npz", x=np.ones(2))
     recipe = {"history": {"loss": [1], "accuracy": [0.5], "validation": [0.75]}, "seconds an epoch": 2.5}
-    (run.directory / "models" / "cnn.json").write_text(json.dumps(recipe))
-    job = {"commit": "a", "device": "cpu", "cores": 2, "jax": "0", "filters": 23, "config": config.to_dict()}
-    (run.directory / "job.json").write_text(json.dumps(job))
+    (run.directory / "models" / "cnn.json").write_text(json.dumps(recipe | {"config": config.to_dict()}))
+    job = {"commit": "a", "device": "cpu", "cores": 2, "jax": "0", "filters": 23, "seconds": {}}
+    (run.directory / "job.json").write_text(json.dumps(job | {"config": config.to_dict()}))
     return run
+
+
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_publish_copies_and_makes_the_tables(run, tmp_path):
     results = tmp_path / "results" / "mnist"
-    # What a run before published: a cell that this one does not have, and a model of its own.
-    save_outcomes(results / "ledger" / "old.npz", outcomes("FGSM", [[1]], model="cnn"))
+    # What runs before published: cells of this model that this run does not have, cells of others, and their models.
+    for name in ("cnn-fgsm-linf-0.3-static", "cnn-from-rcnn-fgsm-linf-0.3-static", "cnn_plus-fgsm-linf-0.3-static"):
+        model = name.split("-")[0]
+        save_outcomes(results / "ledger" / f"{name}.npz", outcomes("fgsm", [[1]], model=model, scored_on="static"))
     (results / "models").mkdir()
     (results / "models" / "rcnn.json").write_text((run.directory / "models" / "cnn.json").read_text())
     jobs.publish(run, ("cnn",), [run.directory / "ledger" / "cnn-clean-static.npz", run.directory / "job.json"])
-    found = {str(path.relative_to(results)) for path in results.rglob("*") if path.is_file()}
-    kept = {"models/cnn.npz", "models/cnn.json", "models/rcnn.json", "ledger/cnn-clean-static.npz"}
-    assert found == kept | {"job.json", "results.json", "README.md"}
-    assert json.loads((results / "results.json").read_text())["rows"][0]["accuracy"] == 50.0
+    kept = {"ledger/cnn_plus-fgsm-linf-0.3-static.npz", "models/rcnn.json"}
+    copied = {"models/cnn.npz", "models/cnn.json", "ledger/cnn-clean-static.npz", "job.json"}
+    assert files(results) - {"VERDICT.md"} == kept | copied | {"results.json", "README.md"}
+    rows = json.loads((results / "results.json").read_text())["rows"]
+    assert [(row["model"], row["attack"], row["accuracy"]) for row in rows] == [
+        ("cnn", "clean", 50.0),
+        ("cnn_plus", "fgsm", 100.0),
+    ]
 
 
 def test_a_model_alone_leaves_the_ledger(run, tmp_path):
     results = tmp_path / "results" / "mnist"
-    save_outcomes(results / "ledger" / "old.npz", outcomes("FGSM", [[1]], model="cnn"))
+    save_outcomes(results / "ledger" / "cnn-fgsm-linf-0.3-static.npz", outcomes("fgsm", [[1]], model="cnn"))
     jobs.publish(run, ("cnn",), [])
-    assert (results / "ledger" / "old.npz").exists()
+    assert (results / "ledger" / "cnn-fgsm-linf-0.3-static.npz").exists()
     assert (results / "models" / "cnn.npz").exists()
     assert not (results / "README.md").exists()  # there is no job yet
 

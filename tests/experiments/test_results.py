@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import results, tables
+from experiments.configs import mnist
 from rbf_jax.evaluate import Outcomes, save_outcomes, wilson_interval
 
 
@@ -14,23 +15,49 @@ from rbf_jax.evaluate import Outcomes, save_outcomes, wilson_interval
     [
         # Read off Tables I, III and V of the paper.
         (("mnist", "rcnn", "predict", "clean", "", 0.0), 99.6),
-        (("mnist", "rcnn", "predict", "FGSM", "linf", 0.3), 94.7),
-        (("mnist", "rcnn", "predict", "PGD-100", "linf", 0.3), 78.3),
-        (("mnist", "rcnn_plus", "predict", "PGD-100", "linf", 0.3), 94.9),
-        (("mnist", "rcnn", "predict", "BPDA+EoT", "linf", 0.3), 39.4),
-        (("cifar10", "rcnn", "predict", "PGD-20", "linf", 0.031), 63.1),
+        (("mnist", "rcnn", "predict", "fgsm", "linf", 0.3), 94.7),
+        (("mnist", "rcnn", "predict", "pgd", "linf", 0.3), 78.3),
+        (("mnist", "rcnn_plus", "predict", "pgd", "linf", 0.3), 94.9),
+        (("cifar10", "rcnn", "predict", "mi_fgsm", "linf", 0.031), 65.8),
+        (("mnist", "rcnn_plus", "predict", "cw", "linf", 0.3), 91.1),
+        (("mnist", "rcnn", "predict", "daa", "linf", 0.3), 41.5),
+        (("mnist", "rcnn", "predict", "bpda_eot", "linf", 0.3), 39.4),
+        (("cifar10", "rcnn_plus", "predict", "spsa", "linf", 0.031), 67.6),
+        (("mnist", "rcnn", "predict", "transfer_fgsm", "linf", 0.3), 77.9),
+        (("mnist", "rcnn", "predict", "transfer_pgd", "linf", 0.3), 39.6),
+        (("cifar10", "rcnn", "predict", "transfer_cw", "linf", 0.031), 76.5),
+        (("cifar10", "rcnn", "predict", "pgd", "linf", 0.031), 63.1),
         (("cifar10", "rcnn_plus", "predict", "clean", "", 0.0), 85.1),
-        (("mnist", "cnn", "static", "PGD-100", "linf", 0.3), 0.0),
-        (("mnist", "rcnn", "predict", "PGD-40", "l2", 2.0), 80.0),
-        (("mnist", "rcnn", "predict", "BPDA+EoT", "l2", 2.0), 64.2),
-        # Not in the paper: other budgets, the form without noise, the baseline's other cells, CNN+, l2 FGSM.
-        (("mnist", "rcnn", "predict", "PGD-100", "linf", 0.35), None),
-        (("mnist", "rcnn", "static", "PGD-100", "linf", 0.3), None),
+        (("mnist", "cnn", "static", "pgd", "linf", 0.3), 0.0),
+        (("mnist", "rcnn", "predict", "pgd", "l2", 2.0), 80.0),
+        (("mnist", "rcnn", "predict", "bpda_eot", "l2", 2.0), 64.2),
+        (("cifar10", "rcnn_plus", "predict", "transfer_cw", "l2", 1.0), 79.5),
+        (("mnist", "rcnn", "predict", "ead", "l1", 15.0), 69.9),
+        (("mnist", "rcnn_plus", "predict", "transfer_ead", "l1", 15.0), 99.3),
+        (("mnist", "madry", "static", "ead", "l1", 15.0), 90.4),
+        (("mnist", "madry", "static", "transfer_pgd", "l1", 15.0), 97.9),
+        (("mnist", "madry", "static", "cw", "l2", 2.0), 91.0),
+        (("cifar10", "madry", "static", "pgd", "l1", 20.0), 34.5),
+        # Not in the paper: other budgets, the form without noise or with less of it, the baseline's other cells, other
+        # models, FGSM in l2, CW in l1, and what it leaves blank.
+        (("mnist", "rcnn", "predict", "pgd", "linf", 0.35), None),
+        (("mnist", "rcnn", "predict", "pgd", "l1", 10.0), None),
+        (("cifar10", "rcnn", "predict", "pgd", "l2", 2.0), None),
+        (("mnist", "rcnn", "static", "pgd", "linf", 0.3), None),
+        (("mnist", "rcnn_plus", "predict@1", "pgd", "linf", 0.3), None),
         (("mnist", "cnn", "static", "clean", "", 0.0), None),
-        (("mnist", "cnn", "static", "FGSM", "linf", 0.3), None),
-        (("mnist", "cnn_plus", "static", "PGD-100", "linf", 0.3), None),
-        (("mnist", "rcnn", "predict", "FGSM", "l2", 2.0), None),
+        (("mnist", "cnn", "static", "fgsm", "linf", 0.3), None),
+        (("mnist", "cnn", "static", "pgd", "l2", 2.0), None),
+        (("mnist", "cnn_plus", "static", "pgd", "linf", 0.3), None),
+        (("mnist", "rcnn_at", "predict", "pgd", "l2", 2.0), None),
+        (("mnist", "rcnn_seed0", "predict", "clean", "", 0.0), None),
+        (("mnist", "madry", "static", "clean", "", 0.0), None),
+        (("mnist", "madry", "static", "bpda_eot", "l2", 2.0), None),
+        (("mnist", "rcnn", "predict", "fgsm", "l2", 2.0), None),
+        (("mnist", "rcnn", "predict", "cw", "l1", 15.0), None),
+        (("mnist", "rcnn", "predict", "apgd", "linf", 0.3), None),
         (("mnist", "rcnn", "predict", results.WORST, "linf", 0.3), None),
+        (("mnist", "rcnn", "predict", results.UNION, "", 0.0), None),
         (("quickstart", "rcnn", "predict", "clean", "", 0.0), None),
     ],
 )
@@ -38,13 +65,31 @@ def test_the_papers_number(cell, number):
     assert results.paper_number(*cell) == number
 
 
-def outcomes(attack, survived, *, rows=None, selection=None, model="rcnn", form="predict"):
+TITLES = {"fgsm": "FGSM", "pgd": "PGD-9", "clean": "clean", "bpda_eot": "BPDA+EoT", "ead": "EAD"}
+
+
+def outcomes(attack, survived, *, rows=None, selection=None, **changes):
+    """A ledger of the rCNN's prediction, or of another model and form."""
     survived = np.asarray(survived, bool)
     rows = np.arange(survived.shape[1]) if rows is None else np.asarray(rows)
     selection = np.zeros((0, len(rows)), bool) if selection is None else np.asarray(selection, bool)
-    norm, epsilon = ("", 0.0) if attack == "clean" else ("linf", 0.3)
-    facts = {"model": model, "scored_on": form, "attack": attack, "norm": norm, "epsilon": epsilon, "weights": model}
+    facts = {"model": "rcnn", "scored_on": "predict", "attack": attack, "norm": "linf", "epsilon": 0.3, "role": "both"}
+    facts |= {"norm": "", "epsilon": 0.0, "role": "cell"} if attack == "clean" else {}
+    facts |= changes
+    facts = {"title": TITLES[attack], "source": facts["model"], "weights": facts["model"]} | facts
     return Outcomes(rows, selection, survived, facts | {"commit": "abc", "crafting seconds": 1.5, "scoring seconds": 2})
+
+
+CNN = {"model": "cnn", "scored_on": "static"}
+L2 = {"norm": "l2", "epsilon": 2.0}
+
+
+def of(rows, attack):
+    """N, accuracy in percent, and the attacks of the rows of that name."""
+    return [(row["N"], row["accuracy"], row["attacks"]) for row in rows if row["attack"] == attack]
+
+
+# Rows.
 
 
 def test_a_row_is_the_mean_over_redraws():
@@ -52,39 +97,120 @@ def test_a_row_is_the_mean_over_redraws():
     assert (row["N"], row["redraws"], row["accuracy"], row["deviation over redraws"]) == (4, 2, 62.5, 12.5)
     assert row["wilson95"] == [round(100 * end, 2) for end in wilson_interval(round(0.625 * 4), 4)]
     assert (row["paper"], row["difference"]) == (99.6, -37.1)
+    assert (row["commit"], row["crafting seconds"]) == ("abc", 1.5)
+
+
+def test_a_transferred_attack_is_not_the_models_own():
+    own, transferred = results.make_rows(
+        "mnist", [outcomes("pgd", [[1, 1]], role="cell"), outcomes("pgd", [[1, 1]], role="cell", source="cnn")]
+    )
+    assert (own["paper"], transferred["paper"]) == (78.3, 39.6)
+    assert (own["source"], transferred["source"]) == ("rcnn", "cnn")
+
+
+def test_roles_say_what_a_ledger_counts_for():
+    ledger = [
+        outcomes("pgd", [[1, 1, 0, 0]], role="cell"),
+        outcomes("pgd", [[1, 1], [0, 0]], rows=[0, 2], selection=[[1, 0]], role="union"),
+        outcomes("fgsm", [[1, 0], [1, 0]], rows=[0, 2], selection=[[1, 1]], role="both"),
+    ]
+    single = [(row["attack"], row["N"]) for row in results.make_rows("mnist", ledger) if row["attack"] in TITLES]
+    assert single == [("pgd", 4), ("fgsm", 2)]
+    # Example 0 falls to neither on selection: the first of equals scores, PGD. Example 2 falls to PGD.
+    assert of(results.make_rows("mnist", ledger), results.WORST) == [(2, 50.0, ["FGSM", "PGD-9"])]
+    assert not of(results.make_rows("mnist", ledger[:2]), results.WORST)
+
+
+def test_two_weights_of_one_model_do_not_mix():
+    # Each form has arrays of its own, each model too.
+    results.make_rows(
+        "mnist", [outcomes("fgsm", [[1]], weights=form, scored_on=form) for form in ("static", "predict")]
+    )
+    with pytest.raises(ValueError, match=r"ledger of mnist holds several weights of one model: remove"):
+        results.make_rows("mnist", [outcomes("fgsm", [[1]]), outcomes("pgd", [[1]], weights="other")])
+
+
+# Worst cases.
 
 
 def test_the_worst_case_is_picked_on_other_redraws_than_it_is_scored_on():
     # Example 0 falls to the first attack on the selection redraws, 1 to the second; 2 to none.
-    first = outcomes("FGSM", [[0, 1, 1], [1, 1, 1]], selection=[[0, 1, 1]])
-    second = outcomes("PGD-9", [[1, 0, 1], [1, 0, 0]], selection=[[1, 0, 1]])
-    rows = results.make_rows("mnist", [first, second])
-    worst = rows[-1]
-    assert worst["attack"] == results.WORST
+    first = outcomes("fgsm", [[0, 1, 1], [1, 1, 1]], selection=[[0, 1, 1]])
+    second = outcomes("pgd", [[1, 0, 1], [1, 0, 0]], selection=[[1, 0, 1]])
+    worst = results.make_rows("mnist", [first, second])[-1]
+    assert (worst["attack"], worst["title"], worst["norm"], worst["epsilon"]) == (
+        results.WORST,
+        results.WORST,
+        "linf",
+        0.3,
+    )
     # Scored: example 0 on the first attack (0, 1), 1 on the second (0, 0), 2 on the first of equals (1, 1).
     assert worst["accuracy"] == pytest.approx(100 * 3 / 6)
-
-
-def test_two_weights_of_one_model_do_not_mix():
-    one, other = outcomes("FGSM", [[1]]), outcomes("PGD-9", [[1]])
-    other.facts["weights"] = "other"
-    with pytest.raises(ValueError, match="several weights of one model"):
-        results.make_rows("mnist", [one, other])
+    assert worst["paper"] is None
+    assert "crafting seconds" not in worst
 
 
 def test_the_worst_case_takes_the_examples_that_all_have_seen():
-    first = outcomes("FGSM", [[1, 0, 1, 1]], rows=[2, 4, 6, 8], model="cnn", form="static")
-    second = outcomes("PGD-9", [[1, 0, 1]], rows=[4, 6, 7], model="cnn", form="static")
-    worst = results.make_rows("mnist", [first, second])[-1]
+    first = outcomes("fgsm", [[1, 0, 1, 1]], rows=[2, 4, 6, 8], **CNN)
+    second = outcomes("pgd", [[1, 0, 1]], rows=[4, 6, 7], **CNN)
     # Common are 4 (0, 1) and 6 (1, 0): both fall.
-    assert (worst["N"], worst["accuracy"]) == (2, 0.0)
+    assert (2, 0.0, ["FGSM", "PGD-9"]) in of(results.make_rows("mnist", [first, second]), results.WORST)
+
+
+def test_the_worst_case_over_many_examples_and_the_one_over_all_attacks():
+    ledger = [
+        outcomes("fgsm", [[1, 1, 1, 1, 0, 1, 1, 1]], **CNN),
+        outcomes("pgd", [[1, 1, 0, 1]], rows=[0, 2, 4, 6], **CNN),
+        outcomes("ead", [[0, 1]], rows=[0, 2], **CNN),
+    ]
+    # One attack alone met all eight; two of them met four: 2 and 6 and 0 are left, 4 fell to both.
+    both, everything = ["FGSM", "PGD-9"], ["EAD", "FGSM", "PGD-9"]
+    assert of(results.make_rows("mnist", ledger), results.WORST) == [(4, 75.0, both), (2, 50.0, everything)]
+    assert of(results.make_rows("mnist", ledger[:2]), results.WORST) == [(4, 75.0, both)]
+    assert of(results.make_rows("mnist", ledger[:1]), results.WORST) == []
+
+
+def test_worst_cases_are_of_one_model_form_and_budget():
+    ledger = [
+        outcomes("fgsm", [[1, 0]], **CNN),
+        outcomes("pgd", [[0, 1]], model="rcnn", scored_on="static"),
+        outcomes("pgd", [[0, 1]], **CNN, epsilon=0.2),
+        outcomes("pgd", [[0, 1]], **CNN, norm="l2"),
+    ]
+    assert of(results.make_rows("mnist", ledger), results.WORST) == []
+
+
+def test_the_worst_case_over_norms_takes_the_attacks_of_all_its_budgets():
+    ledger = [
+        outcomes("fgsm", [[1, 1, 0, 1]], **CNN),
+        outcomes("pgd", [[1, 0, 1, 1]], **CNN, **L2),
+        outcomes("ead", [[0, 0, 0, 0]], **CNN, norm="l1", epsilon=15.0),
+    ]
+    rows = results.make_rows("mnist", ledger, [{"linf": 0.3, "l2": 2.0}, {"linf": 0.3, "l2": 1.0}])
+    assert of(rows, results.UNION) == [(4, 50.0, ["FGSM", "PGD-9"])]
+    assert (rows[-1]["title"], rows[-1]["norm"]) == ("worst over norms: linf 0.3, l2 2", "")
+    assert (rows[-1]["model"], rows[-1]["scored_on"], rows[-1]["weights"]) == ("cnn", "static", "cnn")
+
+
+def test_no_worst_case_over_norms_leaves_a_norm_out():
+    """On many examples one norm's attacks were run alone: their worst case is not one over norms."""
+    ledger = [
+        outcomes("fgsm", [[1, 1, 1, 1]], **CNN),
+        outcomes("pgd", [[1, 1, 1, 1]], **CNN),
+        outcomes("pgd", [[0, 1]], rows=[0, 1], **CNN, **L2),
+    ]
+    rows = results.make_rows("mnist", ledger, [{"linf": 0.3, "l2": 2.0}])
+    assert [(n, accuracy) for n, accuracy, _ in of(rows, results.UNION)] == [(2, 50.0)]
+
+
+# Tables.
 
 
 def test_the_table_puts_the_papers_number_beside_ours():
     ledger = [
-        outcomes("FGSM", [[0, 1]], model="cnn", form="static"),
-        outcomes("FGSM", [[0, 1]], form="static"),
-        outcomes("FGSM", [[0, 1]]),
+        outcomes("fgsm", [[0, 1]], **CNN),
+        outcomes("fgsm", [[0, 1]], scored_on="static"),
+        outcomes("fgsm", [[0, 1]]),
         outcomes("clean", [[1, 1]]),
     ]
     headings, (clean, fgsm) = results.table(results.make_rows("mnist", ledger))
@@ -95,36 +221,63 @@ def test_the_table_puts_the_papers_number_beside_ours():
     assert fgsm["paper's rCNN"] == "94.7 (-44.7)"
 
 
-def job(tmp_path):
+def test_a_number_that_the_paper_lacks_is_said_so():
+    _, (linf, l2) = results.table(
+        results.make_rows("mnist", [outcomes("fgsm", [[1]], **L2, role="cell"), outcomes("fgsm", [[1]], role="cell")])
+    )
+    assert (linf["attack"], linf["paper's rCNN"]) == ("FGSM, linf 0.3", "94.7 (+5.3)")
+    assert (l2["attack"], l2["paper's rCNN"]) == ("FGSM, l2 2", "not in the paper")
+
+
+def test_lines_and_columns_have_their_order():
+    forms = ("predict@1", "predict", "static")
+    ledger = [outcomes("pgd", [[1, 1]], model="rcnn_plus", scored_on=form, role="cell") for form in forms]
+    ledger += [
+        outcomes("pgd", [[1, 1]], model="threshold", scored_on="static", **L2),
+        outcomes("pgd", [[1, 1]], **CNN, epsilon=0.35),
+        outcomes("pgd", [[1, 1]], model="threshold", scored_on="static", source="cnn", title="transfer PGD-9"),
+        outcomes("fgsm", [[1, 1]], model="threshold", scored_on="static"),
+        outcomes("clean", [[1, 1]], model="threshold", scored_on="static"),
+    ]
+    rows = results.make_rows("mnist", ledger, [{"linf": 0.3, "l2": 2.0}])
+    headings, lines = results.table(rows)
+    rcnn = ["rCNN+, no noise", "rCNN+", "paper's rCNN+", "rCNN+, beta2 1"]
+    assert [h for h in headings if h not in rcnn] == ["attack", "N", "CNN", "threshold at 0.5"]
+    assert [h for h in headings if h in rcnn] == ["rCNN+, no noise", "rCNN+", "paper's rCNN+", "rCNN+, beta2 1"]
+    assert [line["attack"] for line in lines] == [
+        "clean",
+        *("FGSM, linf 0.3", "PGD-9, linf 0.3", "transfer PGD-9, linf 0.3", "worst of these, linf 0.3"),
+        *("PGD-9, linf 0.35", "PGD-9, l2 2", "worst over norms: linf 0.3, l2 2"),
+    ]
+
+
+# What `make tables` writes.
+
+
+def job(folder):
+    """A folder of results with one model and one cell."""
     recipe = {"history": {"loss": [1], "accuracy": [0.5], "validation": [0.75]}, "seconds an epoch": 2.5}
-    config = {
-        "title": "A title",
-        **{"profile": "smoke", "seed": 3, "draws": 10, "beta2": 1.75},
-        "attack": {
-            "scoring": 5,
-            "selection": 10,
-            "pgd": {"restarts": 1, "step_size": 0.01},
-            "eot": {"draws": 2, "steps": 3},
-        },
-    }
-    record = {"commit": "abc", "device": "cpu", "cores": 2, "jax": "0", "config": config, "filters": 23}
-    (tmp_path / "mnist" / "models").mkdir(parents=True)
-    (tmp_path / "mnist" / "job.json").write_text(json.dumps(record))
-    (tmp_path / "mnist" / "models" / "rcnn.json").write_text(json.dumps(recipe))
-    save_outcomes(tmp_path / "mnist" / "ledger" / "a.npz", outcomes("clean", [[1, 1, 0]]))
+    config = mnist.get_config("smoke").to_dict()
+    origin = {"commit": "abc", "device": "cpu", "cores": 2, "jax": "0"}
+    record = origin | {"config": config | {"title": "A title", "draws": 7}, "filters": 23, "seconds": {"filters": 3.0}}
+    (folder / "models").mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps(record))
+    (folder / "models" / "rcnn.json").write_text(json.dumps(recipe | {"config": config}))
+    save_outcomes(folder / "ledger" / "a.npz", outcomes("clean", [[1, 1, 0]]))
 
 
 def test_tables_come_from_the_ledger_alone(tmp_path):
-    job(tmp_path)
+    job(tmp_path / "mnist")
     tables.main(tmp_path)
     page = (tmp_path / "mnist" / "README.md").read_text()
-    for text in ("# A title", "66.7 (", "99.6 (-32.9)", "23 filters", "75.00", "commit abc", "10 noisy draws"):
+    for text in ("# A title", "66.7 (", "99.6 (-32.9)", "23 filters", "75.00", "commit abc", "7 noisy draws"):
         assert text in page
     record = json.loads((tmp_path / "mnist" / "results.json").read_text())
     assert record["rows"][0]["accuracy"] == 66.67
     again = (tmp_path / "mnist" / "results.json").read_bytes()
     tables.main(tmp_path)
     assert (tmp_path / "mnist" / "results.json").read_bytes() == again
+    assert (tmp_path / "mnist" / "README.md").read_text() == page
 
 
 def test_benchmark_table_holds_every_figure(tmp_path):

@@ -95,6 +95,41 @@ def test_flip_tosses_a_fair_coin_for_each_image():
     assert np.mean(turned[1:] == turned[:-1]) == pytest.approx(0.5, abs=0.032)
 
 
+# gaussian.
+
+
+@pytest.mark.parametrize(("std", "value"), [(0.2, 0.5), (0.02, 0.9), (1.0, 0.0)])
+def test_gaussian_noise_has_its_moments_and_no_clip(std, value):
+    inputs, targets = train.gaussian(std)(KEY, jnp.arange(JOIN), *grey(JOIN, value))
+    assert inputs.shape == (JOIN, *SHAPE)
+    assert inputs.dtype == jnp.float32
+    np.testing.assert_array_equal(targets, np.zeros(JOIN))
+    noise = (np.asarray(inputs, np.float64) - value).reshape(JOIN, 16) / std
+    # 6,400 numbers: five standard deviations of each moment.
+    assert noise.mean() == pytest.approx(0, abs=5 / 80)
+    assert noise.std() == pytest.approx(1, abs=5 / 80 / np.sqrt(2))
+    assert np.mean(noise**4) == pytest.approx(3, abs=5 * np.sqrt(96) / 80)
+    assert np.abs(noise).max() > 3
+    # Neither images nor pixels share theirs.
+    assert np.abs(np.corrcoef(noise.T) - np.eye(16)).max() < 0.25
+    assert np.abs(noise.mean(1)).max() < 1.25
+    assert (inputs.min() < 0) == (std * 3 > value)
+    assert (inputs.max() > 1) == (std * 3 > 1 - value)
+
+
+def test_gaussian_noise_is_added_to_every_image_and_leaves_the_labels(batch):
+    inputs, targets = train.gaussian(TINY)(KEY, ROWS, *batch)
+    np.testing.assert_allclose(inputs, batch[0], atol=1e-5)
+    assert np.all(np.any(inputs != batch[0], (1, 2, 3)))
+    np.testing.assert_array_equal(targets, batch[1])
+
+
+@pytest.mark.parametrize("std", [0, -0.1, np.nan, np.inf])
+def test_gaussian_noise_needs_a_width(std):
+    with pytest.raises(ValueError, match="std"):
+        train.gaussian(std)
+
+
 # add_noisy.
 
 
@@ -335,6 +370,8 @@ def make(kind, images, labels, scale=1.0, count=JOIN):
     match kind:
         case "flip":
             return train.flip(mirrored)
+        case "gaussian":
+            return train.gaussian(0.1 * scale)
         case "noisy":
             return train.add_noisy(images, labels, **noisy)
         case "rich":
@@ -342,7 +379,7 @@ def make(kind, images, labels, scale=1.0, count=JOIN):
     return train.chain(train.flip(mirrored), train.add_noisy(images, labels, **rich))
 
 
-KINDS = ["flip", "noisy", "rich", "chain"]
+KINDS = ["flip", "gaussian", "noisy", "rich", "chain"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -354,7 +391,7 @@ def test_the_same_key_gives_the_same_result(images, labels, batch, kind):
     assert not np.array_equal(one[0], other[0])
 
 
-@pytest.mark.parametrize("kind", ["noisy", "chain"])
+@pytest.mark.parametrize("kind", ["gaussian", "noisy", "chain"])
 def test_made_anew_it_compiles_nothing(images, labels, batch, kind):
     traces = []
 

@@ -1,0 +1,288 @@
+"""Certificates by randomized smoothing (the paper's Table VI): each setting is kept in the run directory.
+
+The configuration's ``certify`` says what is computed::
+
+    runs        ((samples, examples, ((model, standard deviation of the smoothing noise), ...)), ...)
+    n0          samples that pick the class
+    alpha       probability that a certificate may be wrong
+    radii       l2 radii of the table's columns
+    batch_size  samples at a time; the counts do not depend on it
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from experiments.evaluation import Models, drawn
+from experiments.learn import Examples
+from experiments.provenance import provenance
+from experiments.recipes import RECIPES
+from experiments.results import PAPER, percent, quoted_number
+from experiments.rundir import Config, Run
+from rbf_jax import evaluate
+from rbf_jax.certify import ABSTAIN, certified_radius, certify
+from rbf_jax.evaluate import Parts
+from rbf_jax.files import read_npz, replacing
+from rbf_jax.types import LogitsFn
+
+NOTE = (
+    "Certified accuracy: share of images in percent, with its 95 % Wilson interval, at which the smoothed model "
+    "(Gaussian noise of standard deviation sigma on the image; Cohen et al. 2019) provably has the true class in the "
+    "whole l2 ball of that radius; at radius 0, its clean accuracy. 'one draw': each sample draws the defence's own "
+    "noise anew, 'no noise': beta2 = 0. The mean radius counts a wrong class as 0. Where all samples agree the radius "
+    "is the ceiling; beyond it nothing is measured, and the paper's 0.0 for MNIST at radius 1 says no more."
+)
+_FORMS = {"static": "no noise", "draw": "one draw"}
+
+
+class Setting(NamedTuple):
+    """One model's certificates.
+
+    Attributes:
+        model: its name.
+        form: that is smoothed: ``"static"``, or of a defence also ``"draw"``, one noisy draw.
+        sigma: standard deviation of the smoothing noise.
+        samples: n, that bound the class's probability.
+        examples: how many images.
+    """
+
+    model: str
+    form: str
+    sigma: float
+    samples: int
+    examples: int
+
+
+class Certificates(NamedTuple):
+    """What a setting gave.
+
+    Attributes:
+        rows: int ``(N,)``, indices of the examples.
+        truth: int ``(N,)``, their classes.
+        label: int ``(N,)``, the certified classes, or `ABSTAIN`.
+        radius: float64 ``(N,)``, 0 where it abstains.
+        counts: int32 ``(N, classes)``, what the base model said on the n samples.
+        facts: how they came about; JSON values.
+    """
+
+    rows: np.ndarray
+    truth: np.ndarray
+    label: np.ndarray
+    radius: np.ndarray
+    counts: np.ndarray
+    facts: dict[str, Any]
+
+
+def settings(config: Config) -> Iterator[Setting]:
+    """All settings of the configuration, for those of its models that are there."""
+    for samples, examples, certified in config.certify.runs:
+        for model, sigma in certified:
+            for form in _FORMS if RECIPES[model].defended else ("static",):
+                if model in config.models:
+                    yield Setting(model, form, sigma, samples, min(examples, config.examples.test))
+
+
+def certificates_path(run: Run, setting: Setting) -> Path:
+    """Where the certificates of a setting lie; those of single images, while it runs, in a folder beside it."""
+    name = f"{setting.model}-{setting.form}-{setting.sigma:g}-{setting.samples}.npz"
+    return run.directory / "certificates" / name
+
+
+def run_setting(run: Run, examples: Examples, setting: Setting, logits_fn: LogitsFn) -> Path:
+    """Certifies the images of a setting that are not yet certified; returns its file.
+
+    Args:
+        run: the run directory.
+        examples: all test examples.
+        setting: one of `settings`.
+        logits_fn: the form that it names, a ``jax.tree_util.Partial``.
+
+    Raises:
+        ValueError: certificates that are there already are damaged, of other weights or of other settings.
+    """
+    config, path = run.config, certificates_path(run, setting)
+    determined = {
+        **setting._asdict(),
+        "n0": config.certify.n0,
+        "alpha": config.certify.alpha,
+        "profile": config.profile,
+        "seed": config.seed,
+        "weights": evaluate.fingerprint(logits_fn),
+    }
+    if not path.exists():
+        _certify(run, examples, setting, logits_fn, determined)
+    found = load(path).facts
+    for name, value in determined.items():
+        if found.get(name) != value:
+            wrong = f"its {name} is {found.get(name)!r}, not {value!r}"
+            raise ValueError(f"{path} is of other certificates: {wrong}. Remove it and {path.with_suffix('')}")
+    return path
+
+
+def _certify(run: Run, examples: Examples, setting: Setting, logits_fn: LogitsFn, determined: dict[str, Any]) -> None:
+    config, path = run.config, certificates_path(run, setting)
+    rows, key = drawn(config, setting.examples), jax.random.key(config.seed + 7)
+    images, truth = examples.images[rows], examples.labels[rows]
+    parts = Parts(path.with_suffix(""), determined)
+    parts.open(evaluate.fingerprint(key, rows, images), batch_size=1)
+
+    def one(row: int, image: np.ndarray) -> tuple[np.ndarray, ...]:
+        found = certify(
+            jax.random.fold_in(key, row),
+            logits_fn,
+            image,
+            sigma=setting.sigma,
+            n0=config.certify.n0,
+            n=setting.samples,
+            alpha=config.certify.alpha,
+            batch_size=config.certify.batch_size,
+        )
+        return tuple(map(np.asarray, found))
+
+    title = f"certificates of {_title(setting.model, setting.form)}, sigma {setting.sigma:g}, {setting.samples} samples"
+    done = []
+    for row, image in zip(tqdm(rows.tolist(), desc=title, unit="image"), images, strict=True):
+        done.append(parts.kept(row, lambda row=row, image=image: one(row, image)))
+    label, radius, counts = map(np.stack, zip(*done, strict=True))
+    facts = provenance() | determined | {"seconds": round(parts.seconds(), 1)}
+    accuracy = float((label == truth).mean())
+    run.log({"stage": "certify", "accuracy": accuracy, "mean radius": float(radius.mean())} | facts)
+    with replacing(path) as temporary:
+        np.savez_compressed(
+            temporary,
+            rows=rows,
+            truth=truth,
+            label=label,
+            radius=radius,
+            counts=counts,
+            facts=np.array(json.dumps(facts)),
+        )
+
+
+def load(path: str | Path) -> Certificates:
+    """Reads the certificates of a setting.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is damaged or something else.
+    """
+    way_out = "Remove it to put it together again"
+    stored = read_npz(path, "a file of certificates", way_out)
+    try:
+        arrays: dict[str, Any] = {name: stored[name] for name in Certificates._fields}
+        return Certificates(**arrays | {"facts": json.loads(str(stored["facts"]))})
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a file of certificates: {error}. {way_out}") from error
+
+
+def certify_all(run: Run, examples: Examples, models: Models) -> list[Path]:
+    """All settings of the configuration; returns their files.
+
+    Args:
+        run: the run directory.
+        examples: all test examples.
+        models: the forms of each model.
+    """
+    return [run_setting(run, examples, s, models[s.model][s.form]) for s in settings(run.config)]
+
+
+def paper_number(data_set: str, setting: Setting, radius: float) -> float | None:
+    """The paper's certified accuracy in percent; None where it has none.
+
+    Args:
+        data_set: ``"mnist"`` or ``"cifar10"``; others are not in the paper.
+        setting: the paper smooths the plain network, and rCNN and rCNN+ with their noise.
+        radius: of the l2 ball.
+    """
+    model = "baseline" if setting.model == "cnn" else setting.model
+    row, certified = PAPER["table6_certified_l2"].get(data_set, {}), PAPER["settings"]["certify"]
+    if model not in row or radius not in row["radii"] or setting.samples != certified["samples"]:
+        return None
+    sigma, form = certified["tau"][data_set], "static" if model == "baseline" else "draw"
+    sigma = sigma[model] if isinstance(sigma, dict) else sigma
+    return row[model][row["radii"].index(radius)] if (setting.sigma, setting.form) == (sigma, form) else None
+
+
+def make_rows(records: Iterable[Certificates], data_set: str, radii: Sequence[float]) -> list[dict[str, Any]]:
+    """One record for each setting, with its certified accuracies at radius 0 and at the given ones.
+
+    Args:
+        records: from `load`, at least one.
+        data_set: for the paper's numbers.
+        radii: of l2 balls, above 0.
+
+    Raises:
+        ValueError: records of several weights of one model.
+    """
+    records = list(records)
+    weights = {(facts["model"], facts["form"], facts["weights"]) for *_, facts in records}
+    if len(weights) > len({key[:2] for key in weights}):
+        raise ValueError(f"{data_set} has certificates of several weights of one model: remove the older ones")
+    rows = [_row(record, data_set, radii) for record in records]
+    models, forms = list(RECIPES), list(_FORMS)
+    return sorted(rows, key=lambda r: (models.index(r["model"]), forms.index(r["form"]), r["sigma"], -r["samples"]))
+
+
+def _row(record: Certificates, data_set: str, radii: Sequence[float]) -> dict[str, Any]:
+    facts, total = record.facts, len(record.rows)
+    setting = Setting(*(facts[name] for name in Setting._fields))
+    ceiling = certified_radius(setting.samples, setting.samples, facts["alpha"], setting.sigma)
+    right = record.label == record.truth
+
+    def at(radius: float) -> dict[str, Any]:
+        paper = paper_number(data_set, setting, radius)
+        if radius > ceiling:
+            return {"radius": radius, "accuracy": None, "wilson95": None, "paper": paper, "difference": None}
+        certified = int((right & (record.radius >= radius)).sum())
+        accuracy, interval = 100 * certified / total, evaluate.wilson_interval(certified, total)
+        return {
+            "radius": radius,
+            "accuracy": round(accuracy, 2),
+            "wilson95": [round(100 * end, 2) for end in interval],
+            "paper": paper,
+            "difference": None if paper is None else round(accuracy - paper, 1),
+        }
+
+    return {
+        **setting._asdict(),
+        "N": total,
+        "certified": [at(radius) for radius in (0.0, *radii)],
+        "abstained": round(100 * float((record.label == ABSTAIN).mean()), 2),
+        "mean radius": round(float((record.radius * right).mean()), 4),
+        "ceiling": round(ceiling, 4),
+        **{name: value for name, value in facts.items() if name not in Setting._fields},
+    }
+
+
+def table(
+    records: Iterable[Certificates], data_set: str, radii: Sequence[float]
+) -> tuple[list[str], list[dict[str, str]]]:
+    """Headings and lines: one line for each setting, the paper's numbers beside; `make_rows` has the arguments."""
+    rows = make_rows(records, data_set, radii)
+    quoted = {at["radius"] for row in rows for at in row["certified"] if at["paper"] is not None}
+    lines = []
+    for row in rows:
+        line = {
+            "model": _title(row["model"], row["form"]),
+            "sigma": f"{row['sigma']:g}",
+            "samples": str(row["samples"]),
+            "N": str(row["N"]),
+        }
+        for at in row["certified"]:
+            radius, above = f"{at['radius']:g}", at["accuracy"] is None
+            line[f"radius {radius}"] = f"above the ceiling {row['ceiling']:.3f}" if above else percent(at)
+            if at["radius"] in quoted:
+                bare = above and at["paper"] is not None
+                line[f"paper's {radius}"] = f"{at['paper']:.1f}" if bare else quoted_number(at)
+        line |= {"abstained": f"{row['abstained']:.1f}", "mean radius": f"{row['mean radius']:.3f}"}
+        lines.append(line | {"ceiling": f"{row['ceiling']:.3f}"})
+    return list(lines[0]), lines
+
+
+def _title(model: str, form: str) -> str:
+    return f"{RECIPES[model].title}, {_FORMS[form]}" if RECIPES[model].defended else RECIPES[model].title

@@ -1,0 +1,134 @@
+"""The page of a data set's results: every table, made from its rows, recipes, certificates and studies."""
+
+from typing import Any, NamedTuple
+
+from experiments import paper_tables, results
+from experiments.catalogue import KINDS
+from experiments.paper_tables import Row, Rows, Table, text
+from experiments.recipes import RECIPES
+from experiments.report import format_table
+from experiments.results import PAPER, WORST, column_title
+
+
+class Section(NamedTuple):
+    """A table with its heading and what is said of it."""
+
+    heading: str
+    text: str
+    table: Table
+
+
+def sections(
+    job: dict[str, Any], recipes: dict[str, dict[str, Any]], rows: list[Row], more: list[Section]
+) -> list[Section]:
+    """All tables of a data set.
+
+    Args:
+        job: what `experiments.reproduce` wrote of itself.
+        recipes: of the models.
+        rows: of `results.make_rows`.
+        more: tables of certificates and studies.
+    """
+    data_set, found = job["config"]["set"], []
+    if data_set in PAPER["settings"]["linf_eps"]:
+        by_name = Rows(rows)
+        for number, (title, make) in paper_tables.TABLES.items():
+            found.append(Section(f"Table {number}: {title}", "", make(data_set, by_name)))
+        times = paper_tables.training_time(data_set, recipes, job["seconds"])
+        found.insert(1, Section("Table II: Training time", _ON_TIMES, times))
+        found.append(Section("Worst cases", _ON_WORST, paper_tables.unions(by_name)))
+        budgets = dict.fromkeys((row["norm"], row["epsilon"]) for row in rows if row["norm"])
+        for norm, epsilon in budgets:
+            found.append(Section(f"Every attack, {norm} {epsilon:g}", "", every_attack(rows, norm, epsilon)))
+    else:
+        found.append(Section("Accuracy", "", results.table(rows)))
+    return [*found, *more, Section("The models", _ON_MODELS, trained(recipes))]
+
+
+_ON_TIMES = (
+    "Overhead: the EM and, for CNN+ and rCNN+, the noise bank. The last column but one scales our seconds to the "
+    "paper's epochs. Our seconds are of the device above, the paper's of a GTX 1080 Ti: only the ratios between "
+    "models compare."
+)
+_ON_WORST = (
+    "Per example, the worst of the attacks. The first line of a budget takes the attacks that many images met, the "
+    "second all attacks, on the images that met them all."
+)
+_ON_MODELS = "Training accuracy is that of the steps' batches, with dropout; for Madry and rCNN-AT on attacked images."
+
+
+def every_attack(rows: list[Row], norm: str, epsilon: float) -> Table:
+    """Every model under every attack of one budget."""
+    within = [row for row in rows if (row["norm"], row["epsilon"]) == (norm, epsilon) and row["attack"] != WORST]
+    order = [*KINDS]
+    within.sort(key=lambda row: (row["source"] != row["model"], order.index(row["attack"])))
+    titles = list(dict.fromkeys(row["title"] for row in within))
+    headings, lines = ["model", "clean", *titles], []
+    for model in (name for name in RECIPES if any(row["model"] == name for row in within)):
+        for form in dict.fromkeys(row["scored_on"] for row in within if row["model"] == model):
+            line = dict.fromkeys(headings, "–") | {"model": column_title(model, form)}
+            clean = Rows(rows).find(model, "clean", "", 0.0, form)
+            line["clean"] = text(clean)
+            line |= {r["title"]: text(r) for r in within if (r["model"], r["scored_on"]) == (model, form)}
+            lines.append(line)
+    return headings, lines
+
+
+def trained(recipes: dict[str, dict[str, Any]]) -> Table:
+    """How the models were trained, and how well they learned."""
+    headings = ["model", "epochs", "seconds an epoch", "training accuracy", "validation accuracy"]
+    lines = []
+    for name in (name for name in RECIPES if name in recipes):
+        recipe = recipes[name]
+        history = recipe["history"]
+        values = (
+            RECIPES[name].title,
+            str(len(history["loss"])),
+            str(recipe["seconds an epoch"]),
+            f"{100 * history['accuracy'][-1]:.2f}",
+            f"{100 * history['validation'][-1]:.2f}",
+        )
+        lines.append(dict(zip(headings, values, strict=True)))
+    return headings, lines
+
+
+def note(config: dict[str, Any]) -> str:
+    """What the table's numbers are."""
+    attack = config["attack"]
+    settings = attack["settings"]
+    return (
+        "Accuracy in percent with its 95 % Wilson interval; in brackets behind the paper's number the difference, ours "
+        f"minus the paper's. rCNN: mean of {config['draws']} noisy draws at beta2 = {config['beta2']:g}, scored on "
+        f"{attack['scoring']} fresh redraws (on one, where there are more than {attack['redrawn']} images). "
+        "Attacks, but for the adaptive ones, are crafted without noise, from a random start with steps of 2.5 epsilon "
+        "/ steps; PGD from "
+        f"{settings['pgd']['restarts']} start(s); BPDA+EoT ({settings['bpda_eot']['draws']} draws x "
+        f"{settings['bpda_eot']['steps']} steps) is crafted with noise from where PGD without noise ended. "
+        f"'{WORST}': per example, its worst attack picked on {attack['selection']} other redraws; once over the "
+        "attacks that many images met, once over all of them. The paper says nothing of steps, restarts and losses. "
+        "Stronger attacks leave less."
+    )
+
+
+def origin(job: dict[str, Any], rows: list[Row]) -> str:
+    """Where the numbers come from."""
+    config, commits = job["config"], ", ".join(sorted({str(row["commit"]) for row in rows}))
+    attacked = {(row["source"], row["attack"], row["norm"], row["epsilon"]): row for row in rows}
+    seconds = sum(row.get("crafting seconds", 0) for row in attacked.values())
+    seconds += sum(row.get("scoring seconds", 0) for row in rows)
+    return (
+        f"Profile {config['profile']}, seed {config['seed']}, commit {commits}, {job['device']}, {job['cores']} cores, "
+        f"jax {job['jax']}; {job['filters']} filters; attacks and scoring took {seconds:.0f} s."
+    )
+
+
+def page(job: dict[str, Any], found: list[Section], rows: list[Row]) -> str:
+    """The Markdown page of a data set's results."""
+    parts = [f"# {job['config']['title']}", note(job["config"]), origin(job, rows)]
+    for heading, said, (headings, lines) in found:
+        parts += [f"## {heading}", *([said] if said else []), format_table(headings, lines)]
+    parts.append(
+        "Made by `make tables` from `ledger/`, `models/`, `certificates/`, `studies/` and `job.json`; `results.json` "
+        "has every figure with its deviation over redraws and its seconds.\n"
+    )
+    return "\n\n".join(parts)

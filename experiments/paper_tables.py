@@ -1,0 +1,262 @@
+"""The paper's tables with ours beside them, made from the rows of `results.make_rows` alone."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from experiments.recipes import RECIPES
+from experiments.results import PAPER, UNION, WORST, column_title, percent
+
+Row = dict[str, Any]
+Table = tuple[list[str], list[dict[str, str]]]
+"""Headings, and lines by heading."""
+
+DEFENDED = ("rcnn", "rcnn_plus")
+COMPARED = ("cnn", "cnn_plus", "madry", *DEFENDED, "rcnn_at", "threshold", "mean", "kmeans")
+NAMES = {
+    "clean": "clean test data",
+    "fgsm": "FGSM",
+    "pgd": "PGD",
+    "mi_fgsm": "MI-FGSM",
+    "cw": "CW",
+    "daa": "DAA",
+    "ead": "EAD",
+    "bpda_eot": "BPDA+EoT",
+    "spsa": "SPSA (black box)",
+    "transfer_fgsm": "FGSM (black box)",
+    "transfer_pgd": "PGD (black box)",
+    "transfer_cw": "CW (black box)",
+    "transfer_ead": "EAD (black box)",
+}
+NOT_RUN = "not run in this profile"
+COMPARATORS = {
+    "schott_abs": "Schott et al. 2019 (quoted)",
+    "buckman_thermometer": "Buckman et al. 2018 (quoted)",
+    "ma_lid": "Ma et al. 2018 (quoted)",
+    "dhillon_sap": "Dhillon et al. 2018 (quoted)",
+    "song_pixeldefend": "Song et al. 2018 (quoted)",
+    "dezfooli_cure": "Dezfooli et al. 2019 (quoted)",
+}
+
+
+class Rows:
+    """The rows of a data set, found by what they are."""
+
+    def __init__(self, rows: Iterable[Row]) -> None:
+        self.all = list(rows)
+
+    def find(self, model: str, attack: str, norm: str, epsilon: float, form: str) -> Row | None:
+        """The row of a cell; a transferred attack is called ``transfer_NAME``. Of several the one of most images."""
+        kind, own = attack.removeprefix("transfer_"), not attack.startswith("transfer_")
+        found = [
+            row
+            for row in self.all
+            if (row["model"], row["attack"], row["norm"], row["epsilon"], row["scored_on"])
+            == (model, kind, norm, epsilon, form)
+            and (row["source"] == row["model"]) == own
+        ]
+        return max(found, key=lambda row: row["N"], default=None)
+
+    def attacked(self, model: str, norm: str, epsilon: float, form: str) -> list[Row]:
+        """The rows of single attacks of a model within a budget."""
+        return [
+            row
+            for row in self.all
+            if (row["model"], row["norm"], row["epsilon"], row["scored_on"]) == (model, norm, epsilon, form)
+            and row["attack"] != WORST
+        ]
+
+    def models(self) -> list[str]:
+        """The models that have rows, in the order of the recipes."""
+        present = {row["model"] for row in self.all}
+        return [name for name in RECIPES if name in present]
+
+
+def form_of(model: str) -> str:
+    """The form that predicts."""
+    return "predict" if RECIPES[model].defended else "static"
+
+
+def text(row: Row | None) -> str:
+    """A cell of a table: accuracy, interval, and on how many images."""
+    return NOT_RUN if row is None else f"{percent(row)}, N={row['N']}"
+
+
+def quoted(row: Row | None, number: float | None) -> str:
+    """The paper's cell, and how far ours lies above it."""
+    if number is None:
+        return "not in the paper"
+    return f"{number:.1f}" if row is None else f"{number:.1f} ({row['accuracy'] - number:+.1f})"
+
+
+def budget(data_set: str, norm: str) -> float:
+    """The paper's radius."""
+    return PAPER["settings"][f"{norm}_eps"][data_set]
+
+
+def linf_attacks(data_set: str, rows: Rows) -> Table:
+    """Table I."""
+    paper, epsilon = PAPER["table1_linf"], budget(data_set, "linf")
+    columns = [name for name in DEFENDED if name in rows.models()]
+    headings = ["attack"]
+    for name in columns:
+        title = RECIPES[name].title
+        headings += [f"{title}, paper", f"{title}, ours", f"{title}, no noise"]
+    lines = []
+    for attack, numbers in paper["rows"].items():
+        norm, radius = ("", 0.0) if attack == "clean" else ("linf", epsilon)
+        line = {"attack": NAMES[attack]}
+        for name in columns:
+            title, row = RECIPES[name].title, rows.find(name, attack, norm, radius, "predict")
+            line[f"{title}, paper"] = quoted(row, numbers[paper["columns"].index(f"{data_set}/{name}")])
+            line[f"{title}, ours"] = text(row)
+            line[f"{title}, no noise"] = (
+                "crafted with noise" if attack == "bpda_eot" else text(rows.find(name, attack, norm, radius, "static"))
+            )
+        lines.append(line)
+    return headings, lines
+
+
+def training_time(data_set: str, recipes: dict[str, dict[str, Any]], log: dict[str, float]) -> Table:
+    """Table II.
+
+    Args:
+        data_set: for the paper's numbers.
+        recipes: of the trained models, by name.
+        log: seconds by stage: ``"filters"``, and the noise bank by ``"bank MODEL"``.
+    """
+    headings = [
+        *("model", "epochs", "seconds an epoch", "overhead, s", "total, s", "adversarial steps an epoch"),
+        *("paper's epochs", "total at the paper's epochs, s (extrapolated)", "paper's total, s (GTX 1080 Ti)"),
+    ]
+    lines = []
+    for name in ("madry", "rcnn_at", "cnn", "cnn_plus", *DEFENDED):
+        if name not in recipes:
+            continue
+        record, recipe, config = recipes[name], RECIPES[name], recipes[name]["config"]
+        count, seconds = len(record["history"]["loss"]), record["seconds an epoch"]
+        overhead = log.get("filters", 0.0) * recipe.defended + log.get(f"bank {name}", 0.0)
+        images = config["examples"]["train"] - config["examples"]["validation"]
+        steps = config["adversarial"]["steps"] * images if recipe.adversarial else 0
+        paper = PAPER["table2_training_time"]["rows"].get(f"{data_set}/{name}")
+        epochs = paper[0] if paper else PAPER["settings"]["epochs"][data_set]
+        values = (
+            *(recipe.title, f"{count}", f"{seconds:.1f}", f"{overhead:.0f}", f"{count * seconds + overhead:.0f}"),
+            *(f"{steps}", f"{epochs}" if paper else "not in the paper", f"{epochs * seconds + overhead:.0f}"),
+            f"{paper[3]}" if paper else "not in the paper",
+        )
+        lines.append(dict(zip(headings, values, strict=True)))
+    return headings, lines
+
+
+def _lowest(found: list[Row]) -> Row | None:
+    return min(found, key=lambda row: row["accuracy"], default=None)
+
+
+def comparison(data_set: str, rows: Rows) -> Table:
+    """Table III: by the paper's rule (the lowest single column), and by the worst case of each example."""
+    headings = ["defence", "paper", "lowest attack, ours", "which", "worst case of each image, ours"]
+    quoted_rows, epsilon, lines = PAPER["table3_linf_comparison"][data_set], budget(data_set, "linf"), []
+    names = {"cnn": "baseline"}
+    for name in (name for name in COMPARED if name in rows.models()):
+        paper, form = quoted_rows.get(names.get(name, name)), form_of(name)
+        lowest = _lowest(rows.attacked(name, "linf", epsilon, form))
+        worst = [r for r in rows.all if (r["model"], r["attack"], r["scored_on"]) == (name, WORST, form)]
+        worst = [row for row in worst if (row["norm"], row["epsilon"]) == ("linf", epsilon)]
+        values = (
+            RECIPES[name].title,
+            f"{paper[0]:.1f} ({NAMES.get(paper[1], paper[1])})" if paper else "not in the paper",
+            text(lowest),
+            "–" if lowest is None else lowest["title"],
+            "; ".join(map(text, worst)) if worst else NOT_RUN,
+        )
+        lines.append(dict(zip(headings, values, strict=True)))
+    for key, title in COMPARATORS.items():
+        if key in quoted_rows:
+            number, strongest = quoted_rows[key]
+            values = (title, f"{number:.1f} ({NAMES.get(strongest, strongest)})", *3 * ("not built here",))
+            lines.append(dict(zip(headings, values, strict=True)))
+    return headings, lines
+
+
+def bounds(data_set: str, rows: Rows) -> Table:
+    """Table IV: the lowest single column at two radii."""
+    paper, headings, lines = PAPER["table4_linf_bounds"], ["linf bound"], []
+    columns = [name for name in ("madry", *DEFENDED) if name in rows.models()]
+    for name in columns:
+        headings += [f"{RECIPES[name].title}, paper", f"{RECIPES[name].title}, ours"]
+    for key, numbers in paper["rows"].items():
+        of_set, _, radius = key.partition("/")
+        if of_set != data_set:
+            continue
+        line = {"linf bound": radius}
+        for name in columns:
+            title, lowest = RECIPES[name].title, _lowest(rows.attacked(name, "linf", float(radius), form_of(name)))
+            number = numbers[paper["columns"].index(name)]
+            ours = NOT_RUN if lowest is None else f"{text(lowest)} ({lowest['title']})"
+            line |= {f"{title}, paper": quoted(lowest, number), f"{title}, ours": ours}
+        lines.append(line)
+    return headings, lines
+
+
+def other_norms(norm: str, data_set: str, rows: Rows) -> Table:
+    """Table V, a part for each norm."""
+    paper, epsilon, lines, headings = PAPER["table5_l1_l2"], budget(data_set, norm), [], ["defence"]
+    for attack in paper[f"columns_{norm}"]:
+        headings += [f"{NAMES[attack]}, paper", f"{NAMES[attack]}, ours"]
+    for name in (name for name in ("madry", *DEFENDED) if name in rows.models()):
+        line, form = {"defence": RECIPES[name].title}, form_of(name)
+        for attack, number in zip(paper[f"columns_{norm}"], paper[norm][f"{data_set}/{name}"], strict=True):
+            row = rows.find(name, attack, norm, epsilon, form)
+            missing = "has no noise" if attack == "bpda_eot" and form == "static" else NOT_RUN
+            line[f"{NAMES[attack]}, paper"] = quoted(row, number)
+            line[f"{NAMES[attack]}, ours"] = missing if row is None else text(row)
+        lines.append(line)
+    return headings, lines
+
+
+def noise_levels(data_set: str, rows: Rows) -> Table:
+    """Table VII: rCNN+ at three levels of noise."""
+    paper, headings = dict(PAPER["table7_beta2_tradeoff"][data_set]), ["attack"]
+    levels = paper.pop("beta2")
+    forms = [("static" if level == 0 else f"predict@{level:g}") for level in levels[:-1]] + ["predict"]
+    for level in levels:
+        headings += [f"beta2 = {level:g}, paper", f"beta2 = {level:g}, ours"]
+    lines = []
+    for key, numbers in paper.items():
+        norm, _, attack = key.rpartition("/")
+        epsilon = budget(data_set, norm) if norm else 0.0
+        line = {"attack": NAMES[attack] if not norm else f"{norm} {epsilon:g}, {NAMES[attack]}"}
+        for level, form, number in zip(levels, forms, numbers, strict=True):
+            row = rows.find("rcnn_plus", attack, norm, epsilon, form)
+            same = row is None and attack == "bpda_eot" and form == "static"
+            line[f"beta2 = {level:g}, ours"] = "there is no noise" if same else text(row)
+            line[f"beta2 = {level:g}, paper"] = quoted(row, number)
+        lines.append(line)
+    return headings, lines
+
+
+TABLES: dict[str, tuple[str, Callable[[str, Rows], Table]]] = {
+    "I": ("Accuracy under linf attacks", linf_attacks),
+    "III": ("Robust accuracy, linf, beside other defences", comparison),
+    "IV": ("Robust accuracy at two linf bounds: the lowest single attack", bounds),
+    "V, l1": ("Accuracy under l1 attacks", partial(other_norms, "l1")),
+    "V, l2": ("Accuracy under l2 attacks", partial(other_norms, "l2")),
+    "VII": ("rCNN+ at several levels of noise", noise_levels),
+}
+
+
+def unions(rows: Rows) -> Table:
+    """Beyond the paper: each model's worst cases, per norm and over norms."""
+    found = [row for row in rows.all if row["attack"] in (WORST, UNION)]
+    headings = ["model", "budgets", "left", "attacks"]
+    lines = [
+        {
+            "model": column_title(row["model"], row["scored_on"]),
+            "budgets": f"{row['norm']} {row['epsilon']:g}" if row["norm"] else row["title"].partition(": ")[2],
+            "left": text(row),
+            "attacks": ", ".join(row["attacks"]),
+        }
+        for row in found
+    ]
+    return headings, lines

@@ -1,0 +1,118 @@
+"""What the paper did not do: curves, convergence, signs of hidden gradients, corruptions and an ablation.
+
+A study is kept in the run directory as ``studies/NAME.json`` and not done again; a stopped one goes on. The
+configuration's ``studies`` says what is studied, and an entry that is empty or missing leaves its study out::
+
+    models      names of the models
+    examples    images that are attacked: of the curves, PGD and the ablation
+    few         images of what is slow: BPDA+EoT and the signs
+    curves      {norm: radii}                            `curves`
+    steps       of PGD without noise                     `convergence`
+    restarts    of PGD with 100 steps                    `convergence`
+    stronger    draws, steps, warm_up and restarts of    `convergence`
+                BPDA+EoT, beside the tables' settings
+    large       radius where nothing can be robust       `masking`
+    corrupted   images                                   `corruptions`
+    beta1, beta2, draws, defended                        `ablation`
+                the grid, and the model that it changes
+
+Convergence, signs and ablation are at the tables' first budget.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from experiments.cost import Speeds, Stage
+from experiments.evaluation import Models
+from experiments.learn import Examples
+from experiments.paper_tables import Table
+from experiments.provenance import provenance
+from experiments.rundir import Config, Run
+from experiments.studies import ablation, convergence, corruptions, curves, masking
+from experiments.studies.common import Inputs, plain, scored_on
+from rbf_jax import evaluate
+from rbf_jax.evaluate import Parts
+from rbf_jax.files import read_json, replacing
+from rbf_jax.rbf import RBFFilters
+from rbf_jax.types import LogitsFn
+
+STUDIES = {
+    "curves": curves.STUDY,
+    "convergence": convergence.STUDY,
+    "masking": masking.STUDY,
+    "corruptions": corruptions.STUDY,
+    "ablation": ablation.STUDY,
+}
+
+
+def wanted(config: Config) -> dict[str, dict[str, Any]]:
+    """The studies that the configuration asks for, with their settings."""
+    found = {name: study.settings(config) for name, study in STUDIES.items()}
+    return {name: settings for name, settings in found.items() if settings.get("models")}
+
+
+def study_path(run: Run, name: str) -> Path:
+    """Where a study's record lies; its batches lie in a folder beside it."""
+    return run.directory / "studies" / f"{name}.json"
+
+
+def study(name: str, run: Run, examples: Examples, filters: RBFFilters, models: Models) -> dict[str, Any]:
+    """A study's record, from its file if it is finished.
+
+    Args:
+        name: one of `wanted`.
+        run: the run directory.
+        examples: all test examples.
+        filters: those of the EM.
+        models: the forms of each model.
+
+    Returns:
+        Where it was computed, ``seed``, ``settings``, ``weights`` (fingerprints by model), ``seconds``, and ``rows``:
+        one for each figure, with its ``model``, ``form``, ``title`` and ``N``.
+
+    Raises:
+        ValueError: a record or batches of other weights or settings, or damaged ones.
+    """
+    config, path, settings = run.config, study_path(run, name), wanted(run.config)[name]
+    folder, chosen = path.with_suffix(""), {model: models[model] for model in settings["models"]}
+    determined = plain(
+        {
+            "study": name,
+            "set": config.set,
+            "profile": config.profile,
+            "seed": config.seed,
+            "settings": settings,
+            "weights": {model: _weights(model, forms) for model, forms in chosen.items()},
+        }
+    )
+    if not path.exists():
+        rows = STUDIES[name].measure(Inputs(run, folder, settings, examples, filters, chosen))
+        seconds = round(sum(Parts(batches, {}).seconds() for batches in folder.glob("*")), 1)
+        facts = provenance() | determined | {"seconds": seconds}
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
+        run.log({"stage": "study"} | facts)
+    way_out = f"Remove it and {folder} to study anew"
+    found = read_json(path, way_out)
+    for what, value in determined.items():
+        if found.get(what) != value:
+            wrong = f"its {what} is {found.get(what)!r}, not {value!r}"
+            raise ValueError(f"{path} is of another study: {wrong}. {way_out}")
+    return found
+
+
+def _weights(model: str, forms: dict[str, LogitsFn]) -> str:
+    return evaluate.fingerprint([forms[form] for form in scored_on(model)])
+
+
+def table(name: str, record: dict[str, Any]) -> Table:
+    """Headings and lines of a study's record."""
+    return STUDIES[name].table(record["rows"])
+
+
+def studying(run: Run, speed: Speeds) -> list[Stage]:
+    """Studies that are still to be done."""
+    asked = wanted(run.config).items()
+    todo = [(name, settings) for name, settings in asked if not study_path(run, name).exists()]
+    return [(f"study {name}", STUDIES[name].seconds(run.config, settings, speed)) for name, settings in todo]

@@ -1,0 +1,92 @@
+"""The front end's numbers on one trained model: sharpness beta1, noise beta2 and draws m."""
+
+from typing import Any
+
+import numpy as np
+
+from experiments import learn
+from experiments.catalogue import KINDS, NORMS
+from experiments.cost import Speeds
+from experiments.recipes import RECIPES
+from experiments.rundir import Config
+from experiments.studies.common import Inputs, Row, Study, asked, budget, measured, pivot, step_seconds
+from rbf_jax import attacks, defend, models, train
+
+GRID = ("beta1", "beta2", "draws")
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The grid, and PGD as in the tables.
+
+    Raises:
+        ValueError: a model that does not stand behind the filters of the EM.
+    """
+    studies = asked(config)
+    if not all(studies.get(name) for name in GRID) or studies["defended"] not in config.models:
+        return {}
+    model = studies["defended"]
+    if not (RECIPES[model].defended and RECIPES[model].filters == "own"):
+        raise ValueError(f"config.studies.defended must be a model with the filters of the EM, got {model!r}")
+    return (
+        {name: list(studies[name]) for name in GRID}
+        | budget(config)
+        | {
+            "models": [model],
+            "examples": studies["examples"],
+            "pgd": config.attack.settings.pgd.to_dict(),
+        }
+    )
+
+
+def measure(inputs: Inputs) -> list[Row]:
+    """Clean accuracy and that under PGD, which is crafted without noise at the same beta1."""
+    settings, config, (model,) = inputs.settings, inputs.run.config, inputs.models
+    variables, _ = train.load_weights(learn.weights_path(inputs.run, model))
+    logits_fn = models.logits_fn(learn.classifier(config), variables)
+    within, clean = {"norm": settings["norm"], "epsilon": settings["epsilon"]}, inputs.sample(settings["examples"])
+    pgd = attacks.pgd(NORMS[settings["norm"]], epsilon=settings["epsilon"], **settings["pgd"])
+    rows = []
+    for beta1 in settings["beta1"]:
+        static = defend(inputs.filters, logits_fn, beta1=beta1, beta2=0.0).static
+        name, facts = f"{model}-pgd-beta1-{beta1:g}", within | settings["pgd"]
+        images = np.asarray(inputs.attack(name, pgd, static, clean, facts).images)
+        for beta2 in settings["beta2"]:
+            for draws in settings["draws"]:
+                predict = defend(inputs.filters, logits_fn, beta1=beta1, beta2=beta2, draws=draws).predict
+                # As many images at once, counting the draws, as in the tables.
+                size = max(1, config.attack.batch_size * config.draws // max(draws, config.draws))
+                point = {"beta1": beta1, "beta2": beta2, "draws": draws}
+                for attack, ball, seen in (
+                    ("clean", {"norm": "", "epsilon": 0.0}, clean),
+                    (KINDS["pgd"].title.format(**settings["pgd"]), within, clean._replace(images=images)),
+                ):
+                    title = f"beta1 {beta1:g}, beta2 {beta2:g}, m {draws}"
+                    name = f"{model}-{title.replace(', ', '-').replace(' ', '-')}-{attack.lower()}"
+                    right = inputs.right(predict, seen, batch_size=size, name=name)
+                    row = {"model": model, "form": "predict", "title": title, "attack": attack}
+                    rows.append(row | ball | point | measured(right))
+    return rows
+
+
+def seconds(config: Config, settings: dict[str, Any], speed: Speeds) -> float:
+    """An attack for each beta1, two scores for each point of the grid."""
+    del config
+    (model,), points = settings["models"], len(settings["beta1"]) * len(settings["beta2"])
+    crafting = len(settings["beta1"]) * KINDS["pgd"].passes(settings["pgd"]) * step_seconds(speed, model)
+    draws = sum(settings["draws"]) * speed.forward + len(settings["draws"]) * speed.rebuild
+    return settings["examples"] * (crafting + 2 * points * draws)
+
+
+def _column(row: Row) -> str:
+    return f"{row['attack']}, {row['norm']} {row['epsilon']:g}" if row["norm"] else row["attack"]
+
+
+STUDY = Study(
+    "Sharpness, noise and draws",
+    "Accuracy in percent with its 95 % Wilson interval of one trained model whose front end is changed in the test "
+    "alone, by one noisy prediction of m draws; beta2 = 0 is no noise. PGD is crafted without noise at that beta1.",
+    settings,
+    measure,
+    lambda rows: pivot(rows, "front end", _column),
+    seconds,
+)

@@ -1,0 +1,133 @@
+"""`results/SET/VERDICT.md`: what the defence is worth, said by the rows alone, with a commentary written by hand."""
+
+from pathlib import Path
+from typing import Any
+
+from experiments.pages import Section
+from experiments.paper_tables import COMPARED, Row, Rows, Table, budget, form_of, text
+from experiments.provenance import ROOT
+from experiments.recipes import RECIPES
+from experiments.report import format_table
+from experiments.results import UNION, WORST, column_title
+
+HOLDS = 5.0
+"""Points within which a number of the paper holds."""
+
+
+def _least(rows: list[Row]) -> Row | None:
+    return min(rows, key=lambda row: row["accuracy"], default=None)
+
+
+def worst(rows: Rows, model: str, form: str, norm: str, epsilon: float) -> Row | None:
+    """The lowest worst case of a model within a budget; the lowest single attack where no worst case was taken."""
+    single = rows.attacked(model, norm, epsilon, form)
+    found = [
+        row
+        for row in rows.all
+        if row["attack"] == WORST
+        and (row["model"], row["scored_on"], row["norm"], row["epsilon"]) == (model, form, norm, epsilon)
+    ]
+    return _least(found or single)
+
+
+def worth(data_set: str, rows: Rows) -> Table:
+    """What is left of each model in the worst case, within the paper's budgets."""
+    headings = ["model", "clean", *(f"{norm} {budget(data_set, norm):g}" for norm in ("linf", "l2", "l1")), "all three"]
+    lines = []
+    for model in (name for name in COMPARED if name in rows.models()):
+        for form in dict.fromkeys(("static", form_of(model))):
+            line = {"model": column_title(model, form), "clean": text(rows.find(model, "clean", "", 0.0, form))}
+            for norm in ("linf", "l2", "l1"):
+                line[f"{norm} {budget(data_set, norm):g}"] = text(
+                    worst(rows, model, form, norm, budget(data_set, norm))
+                )
+            unions = [r for r in rows.all if (r["model"], r["scored_on"], r["attack"]) == (model, form, UNION)]
+            line["all three"] = text(_least(unions))
+            lines.append(line)
+    return headings, lines
+
+
+def gains(data_set: str, rows: Rows) -> Table:
+    """Points that the front end and its noise add to the same training without them, in the worst case."""
+    pairs = [
+        ("front end, clean training", ("rcnn", "static"), ("cnn", "static")),
+        ("its noise, clean training", ("rcnn", "predict"), ("rcnn", "static")),
+        ("front end, noisy training", ("rcnn_plus", "static"), ("cnn_plus", "static")),
+        ("its noise, noisy training", ("rcnn_plus", "predict"), ("rcnn_plus", "static")),
+        ("front end, adversarial training", ("rcnn_at", "static"), ("madry", "static")),
+        ("front end, against a threshold at 0.5", ("rcnn", "static"), ("threshold", "static")),
+        ("front end, against a 3x3 mean", ("rcnn", "static"), ("mean", "static")),
+        ("front end, against a k-means codebook", ("rcnn", "static"), ("kmeans", "static")),
+    ]
+    norms = ("linf", "l2", "l1")
+    headings, lines = ["what is added", *(f"{norm} {budget(data_set, norm):g}" for norm in norms)], []
+    for title, one, other in pairs:
+        line = {"what is added": title}
+        for norm in norms:
+            epsilon = budget(data_set, norm)
+            a, b = worst(rows, *one, norm, epsilon), worst(rows, *other, norm, epsilon)
+            both = f"{a['accuracy'] - b['accuracy']:+.1f} (N={a['N']}, {b['N']})" if a and b else "–"
+            line[f"{norm} {epsilon:g}"] = both
+        lines.append(line)
+    return headings, lines
+
+
+def held(rows: Rows) -> tuple[Table, Table]:
+    """The paper's numbers that hold within five points, and those that do not, the furthest first."""
+    compared = [row for row in rows.all if row["paper"] is not None]
+    compared.sort(key=lambda row: -abs(row["accuracy"] - row["paper"]))
+    headings = ["model", "attack", "budget", "paper", "ours", "difference"]
+
+    def line(row: Row) -> dict[str, str]:
+        return {
+            "model": RECIPES[row["model"]].title,
+            "attack": row["title"],
+            "budget": f"{row['norm']} {row['epsilon']:g}" if row["norm"] else "–",
+            "paper": f"{row['paper']:.1f}",
+            "ours": text(row),
+            "difference": f"{row['accuracy'] - row['paper']:+.1f}",
+        }
+
+    far = [line(row) for row in compared if abs(row["accuracy"] - row["paper"]) > HOLDS]
+    near = [line(row) for row in compared if abs(row["accuracy"] - row["paper"]) <= HOLDS]
+    return (headings, near), (headings, far)
+
+
+def commentary(data_set: str) -> Path:
+    """What people wrote of the results."""
+    return ROOT / "experiments" / "commentary" / f"{data_set}.md"
+
+
+def page(job: dict[str, Any], rows: list[Row], studies: list[Section]) -> str:
+    """The page.
+
+    Args:
+        job: what `experiments.reproduce` wrote of itself.
+        rows: of `results.make_rows`.
+        studies: further tables that bear on the verdict.
+    """
+    data_set, found = job["config"]["set"], Rows(rows)
+    near, far = held(found)
+    written = commentary(data_set)
+    parts = [f"# {job['config']['title']}: the verdict"]
+    if written.exists():
+        parts.append(written.read_text().strip())
+    parts += [
+        "## What is left in the worst case",
+        "Per example the worst of all attacks within the paper's budgets, in percent; the single lowest attack where "
+        "too few met a model. 'No noise' is beta2 = 0.",
+        format_table(*worth(data_set, found)),
+        "## What the front end adds",
+        "Points of worst-case accuracy between two models that differ in one thing.",
+        format_table(*gains(data_set, found)),
+        f"## The paper's numbers that do not hold (more than {HOLDS:g} points apart)",
+        format_table(*far) if far[1] else "None.",
+        f"## The paper's numbers that hold (within {HOLDS:g} points)",
+        format_table(*near) if near[1] else "None.",
+    ]
+    for section in studies:
+        parts += [f"## {section.heading}", section.text, format_table(*section.table)]
+    return "\n\n".join(parts) + (
+        f"\n\nMade by `make tables` from the ledgers; only the commentary, `experiments/commentary/{data_set}.md`, is "
+        "written by hand.\n"
+    )
