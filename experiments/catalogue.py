@@ -15,7 +15,7 @@ Forms = Mapping[str, LogitsFn]
 Made = Iterative | Composed | Mapping[str, Iterative | Composed]
 """An attack, or a suite of attacks whose worst image counts."""
 
-FORWARD = 1 / 3.5
+FORWARD = 1 / 2.4
 """A forward pass against a step with its gradient."""
 
 
@@ -25,13 +25,13 @@ class Kind(NamedTuple):
     Attributes:
         title: in tables, with fields of the settings.
         make: (norm, epsilon, settings, forms of the attacked model) -> attack.
-        passes: settings -> steps with a gradient for each example, for the estimate of the time.
+        passes: (settings, name of the norm) -> steps with a gradient for each example, for the estimate of the time.
         form: of the model that it is crafted on.
     """
 
     title: str
     make: Callable[[Norm, float, dict[str, Any], Forms], Made]
-    passes: Callable[[dict[str, Any]], float]
+    passes: Callable[[dict[str, Any], str], float]
     form: str = "static"
 
 
@@ -39,7 +39,7 @@ def _cw(norm: Norm, epsilon: float, s: dict[str, Any], forms: Forms) -> Made:
     """In linf what most papers call CW: PGD on its loss."""
     del forms
     if norm is attacks.L2:
-        return attacks.cw_l2(epsilon=epsilon, searches=s["searches"], steps=s["steps"])
+        return attacks.cw_l2(epsilon=epsilon, searches=s["searches"], steps=s["steps"], initial_c=s["initial_c"])
     return attacks.pgd(norm, epsilon=epsilon, steps=s["linf_steps"], loss=attacks.hinge(50.0))
 
 
@@ -76,36 +76,39 @@ def _adaptive(norm: Norm, epsilon: float, s: dict[str, Any], forms: Forms) -> Ma
 
 
 KINDS: dict[str, Kind] = {
-    "clean": Kind("clean", lambda *_: {}, lambda s: 0),
-    "fgsm": Kind("FGSM", lambda n, e, s, f: attacks.fgsm(n, epsilon=e), lambda s: 1),
-    "pgd": Kind("PGD-{steps}", lambda n, e, s, f: attacks.pgd(n, epsilon=e, **s), lambda s: s["steps"] * s["restarts"]),
-    "mi_fgsm": Kind("MI-FGSM", lambda n, e, s, f: attacks.mi_fgsm(n, epsilon=e, **s), lambda s: s["steps"]),
-    # Counted for l2; in linf it takes fewer.
-    "cw": Kind("CW", _cw, lambda s: s["searches"] * s["steps"]),
-    "daa": Kind("DAA", lambda n, e, s, f: attacks.daa(n, epsilon=e, **s), lambda s: s["steps"] * s["restarts"]),
-    "ead": Kind("EAD", lambda n, e, s, f: attacks.ead(epsilon=e, **s), lambda s: s["steps"] * s["searches"]),
+    "clean": Kind("clean", lambda *_: {}, lambda s, n: 0),
+    "fgsm": Kind("FGSM", lambda n, e, s, f: attacks.fgsm(n, epsilon=e), lambda s, n: 1),
+    "pgd": Kind(
+        "PGD-{steps}", lambda n, e, s, f: attacks.pgd(n, epsilon=e, **s), lambda s, n: s["steps"] * s["restarts"]
+    ),
+    "mi_fgsm": Kind("MI-FGSM", lambda n, e, s, f: attacks.mi_fgsm(n, epsilon=e, **s), lambda s, n: s["steps"]),
+    "cw": Kind("CW", _cw, lambda s, n: s["searches"] * s["steps"] if n == "l2" else s["linf_steps"]),
+    "daa": Kind("DAA", lambda n, e, s, f: attacks.daa(n, epsilon=e, **s), lambda s, n: s["steps"] * s["restarts"]),
+    "ead": Kind("EAD", lambda n, e, s, f: attacks.ead(epsilon=e, **s), lambda s, n: s["steps"] * s["searches"]),
     "apgd": Kind(
-        "APGD-{steps}", lambda n, e, s, f: attacks.apgd(n, epsilon=e, **s), lambda s: s["steps"] * s["restarts"]
+        "APGD-{steps}", lambda n, e, s, f: attacks.apgd(n, epsilon=e, **s), lambda s, n: s["steps"] * s["restarts"]
     ),
     "square": Kind(
-        "Square-{queries}", lambda n, e, s, f: attacks.square(n, epsilon=e, **s), lambda s: FORWARD * s["queries"]
+        "Square-{queries}", lambda n, e, s, f: attacks.square(n, epsilon=e, **s), lambda s, n: FORWARD * s["queries"]
     ),
     "spsa": Kind(
         "SPSA",
         lambda n, e, s, f: attacks.spsa(n, epsilon=e, **s),
-        lambda s: FORWARD * 2 * s["directions"] * s["steps"],
+        lambda s, n: FORWARD * 2 * s["directions"] * s["steps"],
     ),
     "bpda_eot": Kind(
         "BPDA+EoT",
         lambda n, e, s, f: warmed(n, e, s, f, attacks.eot(s["draws"])),
-        lambda s: s["draws"] * s["steps"] + s["warm_up"],
+        lambda s, n: s["draws"] * s["steps"] + s["warm_up"],
         "bpda",
     ),
-    "adaptive": Kind("adaptive suite", _adaptive, lambda s: 4 * (s["draws"] * s["steps"] + s["warm_up"]), "draw"),
+    "adaptive": Kind("adaptive suite", _adaptive, lambda s, n: 4 * (s["draws"] * s["steps"] + s["warm_up"]), "draw"),
     # At most, where nothing breaks: APGD 100 and 900, FAB 900 (two passes each), Square 5,000 forward.
-    "autoattack": Kind("AutoAttack", lambda n, e, s, f: attacks.autoattack("standard", n, epsilon=e), lambda s: 4_200),
+    "autoattack": Kind(
+        "AutoAttack", lambda n, e, s, f: attacks.autoattack("standard", n, epsilon=e), lambda s, n: 4_200
+    ),
     "autoattack_rand": Kind(
-        "AutoAttack rand", lambda n, e, s, f: attacks.autoattack("rand", n, epsilon=e), lambda s: 4_000, "draw"
+        "AutoAttack rand", lambda n, e, s, f: attacks.autoattack("rand", n, epsilon=e), lambda s, n: 4_000, "draw"
     ),
 }
 
@@ -167,7 +170,7 @@ class Cell(NamedTuple):
     @property
     def passes(self) -> float:
         """Gradient steps for each example, for the estimate of the time."""
-        return KINDS[self.attack].passes(self.settings)
+        return KINDS[self.attack].passes(self.settings, self.norm)
 
 
 def cells(config: Config) -> Iterator[Cell]:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import evaluation, results
+from experiments import evaluation, results, studies
 from experiments.catalogue import NORMS, Cell, cells
 from experiments.evaluation import Models
 from experiments.learn import Examples
@@ -30,7 +30,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 
 
 def sections(run: Run, test: Examples, filters: RBFFilters, forms: Models) -> list[Section]:
-    """Those figures for which the configuration has the models, the attacked images or the studies."""
+    """The figures for which the configuration has the models, the attacks and the studies."""
     forms, count = {name: forms[name] for name in COMPARED if name in forms}, len(filters.variances)
     text = f"The EM found {count} filters, templates of 3x3 patches. Every image is rebuilt from them."
     return [
@@ -122,12 +122,12 @@ def _perception(run: Run, test: Examples, forms: Models) -> Iterator[Section]:
         return
     shown = {"clean": test.images[rows][most]} | {title: images[title][most] for title in met}
     names = {title: _names(config, found[most]) for title, found in ({"clean": labels} | classes).items()}
-    wrong = "; ".join(f"{title} {found.sum()}" for title, found in broken.items())
+    wrong = "; ".join(f"{title}: {found.sum()}" for title, found in broken.items())
     yield (
-        "Images that change for the eye (Fig. 4)",
+        "What EAD and CW change (Fig. 4)",
         f"Of {len(rows)} test images those that most of these attacks broke, above each attacked image the class that "
         "its model sees without noise, above the originals the true one. In the paper the digits themselves change at "
-        f"these budgets.\n\nClassified wrongly of the {len(rows)}: {wrong}.",
+        f"these budgets.\n\nClassified wrongly of the {len(rows)}, by {wrong}.",
         plots.image_rows(shown, titles=names),
         "rows of clean and attacked images with the classes that the models see",
     )
@@ -181,33 +181,30 @@ def _far(run: Run, test: Examples, forms: Models) -> Iterator[Section]:
 
 
 def _studies(run: Run) -> Iterator[Section]:
-    """Accuracy against what a study varied."""
+    """Accuracy against what a study varied; the studies that the configuration asks for are in the run directory."""
     for study, varied, what in (
         ("curves", "epsilon", "the budget"),
         ("convergence", "steps", "the attack's iterations"),
         ("convergence", "restarts", "the attack's restarts"),
     ):
-        path = run.directory / "studies" / f"{study}.json"
-        found = read_json(path, "Remove it to make it again")["lines"] if path.exists() else []
-        lines = sorted((line for line in found if varied in line), key=lambda line: line[varied])
-        if not lines:
+        if study not in studies.wanted(run.config):
             continue
+        rows = read_json(studies.study_path(run, study), "Remove it to study anew")["rows"]
+        rows = [row for row in rows if row.get("series", varied) == varied]
         panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
-        for norm in NORMS:
-            for line in lines:
-                if line["norm"] == norm:
-                    title = results.column_title(line["model"], line["form"])
-                    x, y = panels.setdefault(norm, {}).setdefault(title, ([], []))
-                    x.append(line[varied])
-                    y.append(line["accuracy"])
-        counts = sorted({line["N"] for line in lines})
-        yield (
-            f"Accuracy against {what}",
-            f"Accuracy in percent on {' to '.join(map(str, {counts[0]: 0, counts[-1]: 0}))} attacked test images by "
-            f"{varied}, for each norm, model and form.",
-            plots.curves(panels, varied, "accuracy (%)", log=varied != "epsilon"),
-            f"accuracy of {len(lines)} combinations of norm, model, form and {varied}",
-        )
+        for row in sorted(rows, key=lambda row: (list(NORMS).index(row["norm"]), row[varied])):
+            title = results.column_title(row["model"], row["form"])
+            x, y = panels.setdefault(row["norm"], {}).setdefault(title, ([], []))
+            x.append(row[varied])
+            y.append(row["accuracy"])
+        if rows:
+            yield (
+                f"Accuracy against {what}",
+                f"Accuracy in percent of {' or '.join(map(str, sorted({row['N'] for row in rows})))} test images, by "
+                f"{varied}. How it was made is said at the table '{studies.STUDIES[study].title}'.",
+                plots.curves(panels, varied, "accuracy (%)", log=varied != "epsilon"),
+                f"lines of accuracy against {varied}, for each norm and model",
+            )
 
 
 def _attacked(config: Config, forms: Models, attack: str, norm: str) -> list[Cell]:

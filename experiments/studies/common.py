@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.cost import STEP, Speeds
+from experiments.cost import ATTACK_STEP, Speeds
 from experiments.evaluation import Models, drawn
 from experiments.learn import Examples
 from experiments.paper_tables import Row, Table
@@ -184,7 +184,7 @@ def pivot(
 
 def step_seconds(speed: Speeds, model: str) -> float:
     """Of an attack step on one image."""
-    return STEP * (speed.forward + speed.rebuild * RECIPES[model].defended)
+    return ATTACK_STEP * (speed.forward + speed.rebuild * RECIPES[model].defended)
 
 
 def score_seconds(speed: Speeds, model: str, draws: int) -> float:

@@ -99,7 +99,7 @@ def _curve(inputs: Inputs, model: str, norm: str, suite: dict[str, Iterative]) -
 def seconds(config: Config, settings: dict[str, Any], speed: Speeds) -> float:
     """Where nothing breaks."""
     del config
-    steps = len(LOSSES) * KINDS["apgd"].passes(settings["apgd"]) * sum(map(len, settings["curves"].values()))
+    steps = len(LOSSES) * KINDS["apgd"].passes(settings["apgd"], "") * sum(map(len, settings["curves"].values()))
     return settings["examples"] * steps * sum(step_seconds(speed, model) for model in settings["models"])
 
 

@@ -241,7 +241,7 @@ def test_a_suite_on_noise_is_judged_by_the_prediction(run, examples, models, mon
         return SimpleNamespace(images=images + 1)
 
     suite: Any = {"a": None, "b": None}
-    monkeypatch.setitem(evaluation.KINDS, "autoattack", Kind("AutoAttack", lambda *_: suite, lambda s: 1))
+    monkeypatch.setitem(evaluation.KINDS, "autoattack", Kind("AutoAttack", lambda *_: suite, lambda s, n: 1))
     monkeypatch.setattr(evaluation.evaluate, "run_suite", run_suite)
     found = evaluation.craft(run, examples, cell("rcnn", "autoattack", crafted_on=crafted_on), models)
     rows = evaluation.drawn(run.config, 9)

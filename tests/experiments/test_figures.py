@@ -158,7 +158,7 @@ def test_the_images_that_most_attacks_broke_are_shown_with_their_classes(made):
     for title, (cell, wrong) in names.items():
         np.testing.assert_array_equal(rows[title], attacked[cell][chosen])
         assert titles[title] == [str(seen) for seen in classes_of(attacked[cell][chosen])]
-        assert f"{title} {wrong}" in text
+        assert f"{title}: {wrong}" in text
 
 
 def test_gradients_are_those_of_the_compared_models(made):
@@ -208,27 +208,33 @@ def test_colour_images_have_the_paper_s_budget_and_names(made, tmp_path, monkeyp
     assert pictures(figure)[1]["clean"] == [figures.CIFAR10[label] for label in test.labels[:8]]
 
 
-def test_studies_are_drawn_where_they_were_made(made, tmp_path):
+def test_the_studies_asked_for_are_drawn(made, tmp_path):
     _, test, filters, _, _, _ = made
-    run = Run(tmp_path, configured(("kmeans",), ()))
-    assert len(figures.sections(run, test, filters, {"kmeans": {}})) == 1  # the filters
-    lines = [
-        {"model": "rcnn", "form": form, "norm": norm, "epsilon": epsilon, "accuracy": 90 - 100 * epsilon, "N": count}
-        for norm, count in (("l2", 200), ("linf", 1000))
+    run = Run(tmp_path, configured(("rcnn", "cnn"), ((("cnn",), BUDGETS, ("pgd",), COUNT),)))
+    assert len(figures.sections(run, test, filters, {})) == 1  # the filters
+    run.config.studies = {"models": ("rcnn", "cnn"), "curves": {"l2": (0.3,)}, "steps": (1,), "examples": 5}
+    run.config.attack.settings.apgd = {"steps": 1, "restarts": 1}
+    curves = [
+        {"model": "rcnn", "form": form, "norm": norm, "epsilon": epsilon, "accuracy": 90 - 100 * epsilon, "N": 200}
+        for norm in ("l2", "linf")
         for form in ("predict", "static")
         for epsilon in (0.3, 0.1, 0.2)
     ]
-    steps = [dict(line, steps=10 * i + 1) for i, line in enumerate(lines)]
-    restarts = [{"model": "cnn", "form": "static", "norm": "l1", "restarts": 5, "accuracy": 3, "N": 50}]
-    steps = [{key: value for key, value in line.items() if key != "epsilon"} for line in steps]
+    shared = {"model": "cnn", "form": "static", "norm": "l1", "epsilon": 3}
+    convergence = [
+        shared | {"series": "steps", "steps": 100, "restarts": 1, "accuracy": 4, "N": 50},
+        shared | {"series": "restarts", "steps": 100, "restarts": 5, "accuracy": 3, "N": 50},
+        shared | {"series": "steps", "steps": 10, "restarts": 1, "accuracy": 5, "N": 40},
+        shared | {"series": "noise", "steps": 40, "restarts": 2, "accuracy": 2, "N": 20},
+    ]
     (tmp_path / "studies").mkdir()
-    for name, found in (("curves", lines), ("convergence", steps + restarts)):
-        (tmp_path / "studies" / f"{name}.json").write_text(json.dumps({"commit": "abc", "lines": found}))
+    for name, rows in (("curves", curves), ("convergence", convergence)):
+        (tmp_path / "studies" / f"{name}.json").write_text(json.dumps({"commit": "abc", "rows": rows}))
     _, *found = figures.sections(run, test, filters, {})
     assert [section[0].split(" the ")[1] for section in found] == ["budget", "attack's iterations", "attack's restarts"]
     assert [section[2].axes[0].get_xscale() for section in found] == ["linear", "log", "log"]
-    assert "200 to 1000 attacked" in found[0][1]
-    assert " 50 attacked" in found[2][1]
+    for section, count in zip(found, ("200", "40 or 50", "50"), strict=True):
+        assert f"of {count} test images" in section[1]
     first = found[0][2].axes
     assert [axes.get_title() for axes in first] == [r"$\ell_\infty$", r"$\ell_2$"]
     for axes in first:
@@ -237,5 +243,6 @@ def test_studies_are_drawn_where_they_were_made(made, tmp_path):
             np.testing.assert_allclose(np.asarray(line.get_xydata()), [[0.1, 80], [0.2, 70], [0.3, 60]])
     (legend,) = found[0][2].legends
     assert [text.get_text() for text in legend.get_texts()] == ["rCNN", "rCNN, no noise"]
-    (line,) = found[2][2].axes[0].lines
-    np.testing.assert_array_equal(line.get_xydata(), [[5, 3]])
+    for section, expected in zip(found[1:], ([[10, 5], [100, 4]], [[5, 3]]), strict=True):
+        (line,) = section[2].axes[0].lines
+        np.testing.assert_array_equal(line.get_xydata(), expected)

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments import results
+from experiments import learn, reproduce, results
+from experiments.catalogue import cells
 from experiments.configs import cifar10, mnist, quickstart
-from experiments.evaluation import cells
+from experiments.recipes import RECIPES
+from experiments.rundir import Run, open_run
+from rbf_jax import rbf
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -22,11 +25,12 @@ TINY = [
     "--config.em.steps=6",
     "--config.em.growth_steps=6",
     "--config.train.epochs=2",
-    "--config.attack.pgd.steps=1",
-    "--config.attack.static_examples=10",
-    "--config.attack.eot_examples=10",
-    "--config.attack.eot.steps=1",
-    "--config.attack.eot.draws=1",
+    "--config.attack.settings.pgd.steps=1",
+    '--config.attack.examples["else"]=10',
+    "--config.attack.examples.bpda_eot=10",
+    "--config.attack.settings.bpda_eot.steps=1",
+    "--config.attack.settings.bpda_eot.warm_up=1",
+    "--config.attack.settings.bpda_eot.draws=1",
     "--config.attack.batch_size=5",
     "--config.draws=2",
 ]
@@ -42,7 +46,7 @@ def run(module, config, *arguments, **options):
     )
 
 
-def reproduce(folder, *arguments, **options):
+def run_all(folder, *arguments, **options):
     return run("reproduce", "quickstart.py:smoke", f"--workdir={folder}", *TINY, *arguments, **options)
 
 
@@ -50,7 +54,7 @@ def reproduce(folder, *arguments, **options):
 def finished(tmp_path_factory):
     """A run from beginning to end, half a minute of compilation."""
     folder = tmp_path_factory.mktemp("finished")
-    result = reproduce(folder)
+    result = run_all(folder)
     assert result.returncode == 0, result.stderr
     return folder, result
 
@@ -66,12 +70,13 @@ def test_writes_results_and_report(finished):
     folder, result = finished
     assert "min  in all, roughly" in result.stdout.split("| attack")[0]
     rows = figures(folder)
-    # Clean on three forms; in two norms FGSM and PGD on the CNN (one form) and the rCNN (two), EoT, three worst cases.
-    assert len(rows) == 3 + 2 * (2 * 3 + 1 + 3)
+    # Clean on three forms; in two norms FGSM and PGD on the CNN (one form) and the rCNN (two), EoT, three worst cases;
+    # three over both norms.
+    assert len(rows) == 3 + 2 * (2 * 3 + 1 + 3) + 3
     assert {row["N"] for row in rows} == {20, 10}
     assert all(row["wilson95"][0] <= row["accuracy"] <= row["wilson95"][1] for row in rows)
     report = (folder / "report.html").read_text()
-    assert report.count("<img") == 4
+    assert report.count("<img") == 6
     assert str(folder / "report.html") in result.stdout
     assert "BPDA+EoT, l2 2" in result.stdout
     assert "BPDA+EoT, l2 2" in (folder / "README.md").read_text()
@@ -81,7 +86,7 @@ def test_writes_results_and_report(finished):
 def test_a_finished_run_says_so_and_does_nothing_again(finished):
     folder, first = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")}
-    result = reproduce(folder)
+    result = run_all(folder)
     assert result.returncode == 0
     assert "everything is done already" in result.stdout
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.npz")} == before
@@ -123,7 +128,7 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on(finished, tmp_path):
     assert result.returncode == 2, result.stderr
     assert f"cannot write checkpoint {tmp_path / 'checkpoints' / 'cnn'}" in result.stderr
     assert "Traceback" not in result.stderr
-    assert reproduce(tmp_path).returncode == 0
+    assert run_all(tmp_path).returncode == 0
     assert figures(tmp_path) == figures(finished[0])
 
 
@@ -133,7 +138,7 @@ def test_a_full_disk_is_one_message_and_the_run_goes_on(finished, tmp_path):
     [
         ("models/rcnn.npz", ["models/rcnn.npz"]),
         ("ledger/cnn-clean-static.npz", ["ledger/cnn-clean-static.npz"]),
-        ("attacks/rcnn-pgd-1-linf-0.3/000005.npz", ["attacks/rcnn-pgd-1-linf-0.3/000005.npz"]),
+        ("attacks/rcnn-pgd-linf-0.3-10/000005.npz", ["attacks/rcnn-pgd-linf-0.3-10/000005.npz"]),
         ("config.json", None),
         ("filters.npz", None),
     ],
@@ -142,14 +147,14 @@ def test_a_damaged_file_is_named_and_mended_by_removing_it(finished, tmp_path, d
     shutil.copytree(finished[0], tmp_path / "run")
     path = tmp_path / "run" / damaged
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    result = reproduce(tmp_path / "run")
+    result = run_all(tmp_path / "run")
     assert result.returncode == 2
     assert str(path) in result.stderr
     assert "Traceback" not in result.stderr
     if to_remove is not None:
         for name in to_remove:
             (tmp_path / "run" / name).unlink()
-        assert reproduce(tmp_path / "run").returncode == 0
+        assert run_all(tmp_path / "run").returncode == 0
         assert figures(tmp_path / "run") == figures(finished[0])
 
 
@@ -160,11 +165,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(finished, tm
     _, last = sorted((tmp_path / "run" / "checkpoints" / "rcnn").iterdir(), key=lambda path: int(path.name))
     for path in last.rglob("d/*"):
         path.write_bytes(path.read_bytes()[:-100])
-    result = reproduce(tmp_path / "run")
+    result = run_all(tmp_path / "run")
     assert result.returncode == 2
     assert f"checkpoint {last}" in result.stderr
     shutil.rmtree(last)
-    assert reproduce(tmp_path / "run").returncode == 0
+    assert run_all(tmp_path / "run").returncode == 0
     assert figures(tmp_path / "run") == figures(finished[0])
 
 
@@ -176,17 +181,17 @@ def test_missing_data_says_what_to_run(tmp_path):
 
 
 def test_another_configuration_in_the_run_directory_is_refused(tmp_path):
-    run("train", "quickstart.py:smoke", "--model=cnn", f"--workdir={tmp_path}", "--config.examples.train=1")
-    result = reproduce(tmp_path)
+    open_run(tmp_path, quickstart.get_config("smoke"))
+    result = run_all(tmp_path)
     assert result.returncode == 2
     assert f"{tmp_path / 'config.json'} has config." in result.stderr
     assert "Traceback" not in result.stderr
 
 
 def test_unknown_models_are_refused(tmp_path):
-    result = reproduce(tmp_path, "--config.models=('cnn', 'svm')")
+    result = run_all(tmp_path, "--config.models=('cnn', 'svm')")
     assert result.returncode == 2
-    assert "config.models must be one of 'cnn', 'cnn_plus', 'rcnn', 'rcnn_plus', got 'svm'" in result.stderr
+    assert f"config.models must be one of {', '.join(map(repr, RECIPES))}, got 'svm'" in result.stderr
     assert run("train", "quickstart.py:smoke", "--model=svm").returncode != 0
 
 
@@ -200,12 +205,15 @@ def test_profiles(module, allowed):
         config = module.get_config(profile)
         assert config.profile == profile
         assert config.examples.validation < config.examples.train
-        assert config.noise.bank_epoch < config.train.epochs
+        for name, recipe in RECIPES.items():
+            assert learn.epochs(config, name) > 0
+            assert not recipe.noise or 0 <= learn.bank_epoch(config, name) < learn.epochs(config, name)
+        assert set(config.epochs) <= set(config.models) <= set(RECIPES)
         assert config.train.batch_size <= config.examples.train - config.examples.validation
+        # A model of the plan that is not run would be left out without a word.
+        planned = {name for names, *_ in config.attack.plan for name in names}
+        assert planned <= set(config.models)
         passes[profile] = sum(cell.passes * cell.examples for cell in cells(config))
-        # No two cells may share their files.
-        names = [cell.name for cell in cells(config)]
-        assert len(names) == len(set(names))
     assert list(passes) == sorted(passes, key=passes.__getitem__)
 
 
@@ -213,15 +221,57 @@ def test_profiles(module, allowed):
 def test_full_profiles_follow_the_paper(module):
     settings, config = results.PAPER["settings"], module.get_config("paper")
     name = config.set
-    assert config.train.epochs == settings["epochs"][name]
-    assert config.noise.bank_epoch == settings["rcnn_plus_adversarial_noise_epoch"][name]
+    for model in config.models:
+        assert learn.epochs(config, model) == settings["epochs"][name]
+    assert learn.bank_epoch(config, "rcnn_plus") == settings["rcnn_plus_adversarial_noise_epoch"][name]
     noise = settings["rcnn_plus_noise"][name]
     assert (config.noise.std, config.noise.limit) == (noise["std"], noise["linf_clip"])
-    assert dict(config.attack.budgets)["linf"] == settings["linf_eps"][name]
     assert (config.beta2, config.draws) == (settings["beta2_test"], settings["draws_m"])
-    assert config.attack.eot.draws == settings["eot_draws"]
+    assert config.adversarial.epsilon == settings["linf_eps"][name]
+    budgets = {budget for _, budgets, *_ in config.attack.plan for budget in budgets}
+    assert ("linf", settings["linf_eps"][name]) in budgets
+    if name == "mnist":
+        paper = {norm: settings[f"{norm}_eps"][name] for norm in ("linf", "l2", "l1")}
+        assert set(paper.items()) <= budgets
+        assert dict(config.attack.unions[0]) == paper
+    assert config.attack.settings.bpda_eot.draws == settings["eot_draws"]
     assert config.examples.to_dict() == {
         "train": {"mnist": 60_000, "cifar10": 50_000}[name],
         "validation": 5_000,
         "test": 10_000,
     }
+
+
+def test_every_number_of_the_papers_tables_has_its_cell():
+    """Whatever Tables I and V hold for MNIST, the plan attacks."""
+    config = mnist.get_config("cpu")
+    found = set()
+    for cell in cells(config):
+        attack = cell.attack if cell.source == cell.model else f"transfer_{cell.attack}"
+        for form in cell.scored_on:
+            if results.paper_number("mnist", cell.model, form, attack, cell.norm, cell.epsilon) is not None:
+                found.add((cell.model, attack, cell.norm))
+    models, first, others = ("rcnn", "rcnn_plus"), results.PAPER["table1_linf"]["rows"], results.PAPER["table5_l1_l2"]
+    expected = {(model, attack, "linf" if attack != "clean" else "") for model in models for attack in first}
+    for norm in ("l1", "l2"):
+        for model in (*models, "madry"):
+            numbers = zip(others[f"columns_{norm}"], others[norm][f"mnist/{model}"], strict=True)
+            expected |= {(model, attack, norm) for attack, number in numbers if number is not None}
+    assert found == expected | {("cnn", "pgd", "linf")}
+
+
+def test_without_the_released_filters_the_committed_results_stand(tmp_path, monkeypatch, filters):
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    folder = tmp_path / "results" / "mnist" / "ledger"
+    folder.mkdir(parents=True)
+    for name in ("rcnn_released-clean-static.npz", "rcnn-clean-static.npz"):
+        (folder / name).touch()
+    config = mnist.get_config("cpu")
+    config.models = ("cnn", "rcnn", "rcnn_released")
+    run = Run(tmp_path, config)
+    assert reproduce._without_filters(run) == [folder / "rcnn_released-clean-static.npz"]
+    assert config.models == ("cnn", "rcnn")
+    config.models = ("cnn", "rcnn", "rcnn_released")
+    rbf.save(learn.filters_path(run, "released"), filters)
+    assert reproduce._without_filters(run) == []
+    assert config.models == ("cnn", "rcnn", "rcnn_released")

@@ -38,9 +38,29 @@ def test_another_configuration_is_refused(tmp_path, change, name):
     assert "WORKDIR" in str(error.value)
 
 
-def test_attacks_and_models_may_change(tmp_path):
-    open_run(tmp_path, config(attack={"steps": 3}, models=("cnn",)))
-    open_run(tmp_path, config(attack={"steps": 4}, models=("cnn", "rcnn")))
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"attack": {"steps": 3}}, {"attack": {"steps": 4}}),
+        ({"models": ("cnn",)}, {"models": ("cnn", "rcnn")}),
+        ({"epochs": {"rcnn": 3}}, {"epochs": {}}),
+        ({}, {"attack": {}, "certify": {"runs": ()}, "studies": {"few": 3}}),
+    ],
+)
+def test_what_is_evaluated_which_models_and_how_long_may_change(tmp_path, before, after):
+    open_run(tmp_path, config(**before))
+    run = open_run(tmp_path, config(**after))
+    assert run.config.to_dict() == config(**after).to_dict()
+    assert open_run(tmp_path, config(**before)).directory == tmp_path
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
+    run = open_run(tmp_path, config())
+    run.log({"stage": "a"})
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"stage": "b", "sec\n')
+    run.log({"stage": "c"})
+    assert [record["stage"] for record in run.records()] == ["a", "c"]
 
 
 def test_a_damaged_configuration_is_refused(tmp_path):

@@ -313,7 +313,7 @@ def test_ablation_against_numpy(tmp_path, monkeypatch, rng):
     monkeypatch.setattr(learn, "classifier", lambda config: network)
     filters = random_filters(rng, 6, flat=False)
     images = rng.uniform(0, 1, (TOTAL, *SHAPE)).astype(np.float32)
-    asked = config(beta1=(2.0, 60.0), beta2=(0.0, 6.0), draws=(1, 4), defended="rcnn", examples=21)
+    asked = config(beta1=(8.0, 60.0), beta2=(0.0, 6.0), draws=(1, 4), defended="rcnn", examples=21)
     path = learn.weights_path(Run(tmp_path, asked), "rcnn")
     variables = train.save_weights(path, network.init(jax.random.key(1), SHAPE), {})
     kernel, bias = (float64(variables["params"]["Dense_0"][name]) for name in ("kernel", "bias"))
@@ -328,33 +328,29 @@ def test_ablation_against_numpy(tmp_path, monkeypatch, rng):
     found = {(row["attack"], row["beta1"], row["beta2"], row["draws"]): row for row in record["rows"]}
     assert len(found) == len(record["rows"]) == 16
     rows = np.sort(np.random.default_rng(5).permutation(TOTAL)[:21])
-    seen = set()
-    for call, beta1 in zip(fake.calls, (2.0, 60.0), strict=True):
+    for call, beta1 in zip(fake.calls, (8.0, 60.0), strict=True):
         static = defend(filters, models.logits_fn(network, variables), beta1=beta1, beta2=0.0).static
         assert evaluate.fingerprint(call.logits_fn) == evaluate.fingerprint(static)
         assert (call.attack.count, call.attack.epsilon, call.leave) == (4, 0.05, False)
         for attack, shown in (("clean", images[rows]), ("PGD-3", call.moved)):
             for draws, size in ((1, 8), (4, 4)):
                 row = found[attack, beta1, 0.0, draws]
-                assert (row["N"], row["accuracy"]) == (
-                    11,
-                    round(100 * np.mean(classified(shown, beta1) == labels[rows]), 2),
-                )
+                assert row["N"] == 21
+                assert row["accuracy"] == round(100 * np.mean(classified(shown, beta1) == labels[rows]), 2)
                 noisy = defend(filters, models.logits_fn(network, variables), beta1=beta1, beta2=6.0, draws=draws)
                 right = evaluate.survival(
                     jax.random.key(7), noisy.predict, shown, labels[rows], redraws=1, rows=rows, batch_size=size
                 )
                 assert found[attack, beta1, 6.0, draws]["accuracy"] == round(100 * right.mean(), 2)
-            seen.add(found[attack, beta1, 0.0, 1]["accuracy"])
-    print({k: r["accuracy"] for k, r in found.items()}); assert len(seen) >= 9
+    assert len({row["accuracy"] for row in found.values()}) >= 5
     sizes = [
-        json.loads((tmp_path / f"studies/ablation/rcnn-beta1-2-beta2-6-m-{draws}-clean/inputs.json").read_text())
+        json.loads((tmp_path / f"studies/ablation/rcnn-beta1-8-beta2-6-m-{draws}-clean/inputs.json").read_text())
         for draws in (1, 4)
     ]
     assert [size["batch_size"] for size in sizes] == [8, 4]
     headings, lines = studies.table("ablation", record)
     assert headings == ["front end", "N", "clean", "PGD-3, linf 0.05"]
-    assert [line["front end"] for line in lines[:2]] == ["beta1 2, beta2 0, m 1", "beta1 2, beta2 0, m 4"]
+    assert [line["front end"] for line in lines[:2]] == ["beta1 8, beta2 0, m 1", "beta1 8, beta2 0, m 4"]
 
 
 def test_a_finished_study_is_not_computed_again(tmp_path, monkeypatch, examples, forms):
