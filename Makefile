@@ -26,7 +26,7 @@ reproduce = $(RUN) $(BIN)/python -m experiments.reproduce --config=experiments/c
 # The smoke profile shows that everything runs; its numbers are not for results/.
 PUBLISH := $(if $(filter smoke,$(PROFILE)),,--publish)
 
-.PHONY: help setup quickstart test test-full lint data reproduce-mnist reproduce-cifar train tables bench clean
+.PHONY: help setup quickstart test test-full lint data reproduce-mnist reproduce-cifar train tables bench docs clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -82,6 +82,10 @@ bench: $(STAMP)  ## the benchmarks (results/benchmarks/*.json)
 	$(RUN) $(BIN)/python -m benchmarks.train
 	$(RUN) $(BIN)/python -m benchmarks.attacks
 
+docs: $(STAMP)  ## the documentation site, in docs/_build
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
+
 clean:  ## remove the environment and what tools left behind (runs in WORKDIR stay)
-	rm -rf $(VENV) build dist *.egg-info .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build *.egg-info .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

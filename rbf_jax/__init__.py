@@ -5,6 +5,7 @@ Nandy, Hsu, Lee: Approximate Manifold Defense Against Multiple Adversarial Pertu
 
 from rbf_jax import attacks as attacks
 from rbf_jax import bounds as bounds
+from rbf_jax import certify as certify
 from rbf_jax import data as data
 from rbf_jax import em as em
 from rbf_jax import evaluate as evaluate

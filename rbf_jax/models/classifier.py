@@ -39,7 +39,7 @@ class Classifier(NamedTuple):
 
     Attributes:
         init: (key, (H, W, C)) -> variables.
-        apply: (variables, images, *, train=False, key=None) -> (logits, state); training needs a key for dropout.
+        apply: ``(variables, images, *, train=False, key=None) -> (logits, state)``; training needs a key for dropout.
     """
 
     init: InitFn
