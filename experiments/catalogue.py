@@ -186,6 +186,9 @@ def cells(config: Config) -> Iterator[Cell]:
         for norm, epsilon in budgets:
             for model in names:
                 for item in wanted if model in config.models else ():
+                    source = item.partition("<")[2]
+                    if source and source not in config.models:
+                        continue
                     cell = _cell(config, model, item, norm, epsilon, most)
                     if cell.examples and cell.name not in seen:
                         seen.add(cell.name)
@@ -199,9 +202,11 @@ def _cell(config: Config, model: str, item: str, norm: str, epsilon: float, most
     recipe, noisy = RECIPES[model], KINDS[kind].form not in ("static", "")
     counts = attack.examples
     names = (f"{kind}<",) if source else (f"{kind} {norm}", kind)
-    count = next((counts[name] for name in names if name in counts), counts["else"])
+    count = next((counts[name] for name in names if name in counts), counts["default"])
     settings = attack.settings.get(kind, {})
     settings = settings if isinstance(settings, dict) else settings.to_dict()
+    if beta2 and float(beta2) not in attack.beta2:
+        raise ValueError(f"config.attack.plan has {item!r}, but config.attack.beta2 is {tuple(attack.beta2)}")
     crafted_on = KINDS[kind].form if norm else ""
     if norm and not noisy and not source and recipe.front == "threshold" and kind not in ("square", "spsa"):
         crafted_on = "bpda"  # the true front has no gradient

@@ -76,23 +76,33 @@ def crafted_in(run: Run, cell: Cell) -> Path:
     return run.directory / "attacks" / cell.folder
 
 
+def scored_in(run: Run, path: Path) -> Path:
+    """Where the finished batches of a ledger's scores are kept."""
+    return run.directory / "scores" / path.stem
+
+
 def craft(run: Run, examples: Examples, cell: Cell, models: Models) -> np.ndarray:
     """The attacked images of a cell, ``(N, H, W, C)``; from the run directory where they are finished."""
-    rows, config, forms = drawn(run.config, cell.examples), run.config, models[cell.source]
+    rows, config = drawn(run.config, cell.examples), run.config
     if not cell.norm:
         return examples.images[rows]
+    form, at, level = cell.crafted_on.partition("@")
+    of_source = models[cell.source]
+    # The same names at the level of noise that the cell asks for; without noise there is but one.
+    forms = {
+        name: of_source[name if name == "static" else f"{name}{at}{level}"] for name in of_source if "@" not in name
+    }
     attack = KINDS[cell.attack].make(NORMS[cell.norm], cell.epsilon, cell.settings, forms)
     key, directory = jax.random.key(config.seed + 1), crafted_in(run, cell)
-    images, labels, logits_fn = examples.images[rows], examples.labels[rows], forms[cell.crafted_on]
+    images, labels, logits_fn = examples.images[rows], examples.labels[rows], forms[form]
     if isinstance(attack, Mapping):
-        noisy = cell.crafted_on not in ("static", "bpda")
         result = evaluate.run_suite(
             key,
             attack,
             logits_fn,
             images,
             labels,
-            judge=forms["predict"] if noisy else None,
+            judge=forms["predict"] if form == "draw" else None,
             redraws=(config.attack.selection, 1),
             rows=rows,
             batch_size=config.attack.batch_size,
@@ -127,6 +137,7 @@ def evaluate_cell(run: Run, examples: Examples, cell: Cell, models: Models) -> l
         determined = {
             **cell._asdict(),
             "title": cell.title,
+            "leaving": cell.leaves,
             "scored_on": scoring.form,
             "role": scoring.role,
             "examples": len(scoring.rows),
@@ -144,7 +155,8 @@ def evaluate_cell(run: Run, examples: Examples, cell: Cell, models: Models) -> l
         for name, value in determined.items():
             if found.get(name) != value:
                 wrong = f"its {name} is {found.get(name)!r}, not {value!r}"
-                raise ValueError(f"{path} is of another evaluation: {wrong}. Remove {path.parent} to evaluate anew")
+                kept = f"{path}, {crafted_in(run, cell)} and {scored_in(run, path)}"
+                raise ValueError(f"{path} is of another evaluation: {wrong}. Remove {kept} to evaluate anew")
         paths.append(path)
     return paths
 
@@ -160,7 +172,7 @@ def _outcomes(
 ) -> Outcomes:
     config, path = run.config, outcome_path(run, cell, scoring)
     taken = np.searchsorted(drawn(config, cell.examples), scoring.rows)
-    parts = Parts(run.directory / "scores" / path.stem, {"cell": cell.name, "form": scoring.form})
+    parts = Parts(scored_in(run, path), {"cell": cell.name, "form": scoring.form})
     survived = evaluate.survival(
         jax.random.key(config.seed + 2),  # not the attack's: a prediction is made under fresh noise
         logits_fn,

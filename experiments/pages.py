@@ -113,7 +113,8 @@ def note(config: dict[str, Any]) -> str:
 def origin(job: dict[str, Any], rows: list[Row]) -> str:
     """Where the numbers come from."""
     config, commits = job["config"], ", ".join(sorted({str(row["commit"]) for row in rows}))
-    attacked = {(row["source"], row["attack"], row["norm"], row["epsilon"]): row for row in rows}
+    made = ("source", "attack", "norm", "epsilon", "crafted_on", "examples", "leaving")
+    attacked = {tuple(row.get(key) for key in made): row for row in rows}
     seconds = sum(row.get("crafting seconds", 0) for row in attacked.values())
     seconds += sum(row.get("scoring seconds", 0) for row in rows)
     return (

@@ -68,23 +68,27 @@ def make_rows(
             of_model.setdefault((facts["norm"], facts["epsilon"]), []).append(outcomes)
     for budgets in groups.values():
         for (norm, epsilon), group in budgets.items():
-            rows += _worst(data_set, group, {"attack": WORST, "title": WORST, "norm": norm, "epsilon": epsilon})
+            rows += _worst(data_set, [group], {"attack": WORST, "title": WORST, "norm": norm, "epsilon": epsilon})
         for union in unions:
             if all(budget in budgets for budget in union.items()):
                 title = f"{UNION}: " + ", ".join(f"{norm} {epsilon:g}" for norm, epsilon in union.items())
-                group = [outcomes for budget in union.items() for outcomes in budgets[budget]]
-                rows += _worst(data_set, group, {"attack": UNION, "title": title, "norm": "", "epsilon": 0.0})
+                parts = [budgets[budget] for budget in union.items()]
+                rows += _worst(data_set, parts, {"attack": UNION, "title": title, "norm": "", "epsilon": 0.0})
     return rows
 
 
-def _worst(data_set: str, group: list[Outcomes], facts: dict[str, Any]) -> list[dict[str, Any]]:
+def _worst(data_set: str, groups: list[list[Outcomes]], facts: dict[str, Any]) -> list[dict[str, Any]]:
     """The worst case over the attacks that many examples met, and over all attacks on the examples that met them all.
 
-    A deterministic model's one outcome also selects.
+    Each of the groups has a part in both, with an attack on the model itself. A deterministic model's one outcome also
+    selects.
     """
-    found, sizes = [], sorted({len(o.rows) for o in group if len(o.rows)}, reverse=True)
+    found, group = [], [outcomes for group in groups for outcomes in group]
+    own = [[len(o.rows) for o in group if o.facts["source"] == o.facts["model"]] for group in groups]
+    most = min((max(sizes, default=0) for sizes in own), default=0)
+    sizes = {len(o.rows) for o in group if 0 < len(o.rows) <= most}
     many = max((size for size in sizes if sum(len(o.rows) >= size for o in group) > 1), default=0)
-    for size in sorted({many, sizes[-1]} - {0}, reverse=True):
+    for size in sorted({many, min(sizes, default=0)} - {0}, reverse=True):
         part = [outcomes for outcomes in group if len(outcomes.rows) >= size]
         common = sorted(set.intersection(*(set(outcomes.rows.tolist()) for outcomes in part)))
         if len(part) < 2 or not common:

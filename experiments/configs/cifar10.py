@@ -58,7 +58,7 @@ def get_config(profile: str | None = None) -> Any:
             "adversarial": {"epsilon": 0.031, "steps": 7, "step_size": 0.00775, "ramp_epochs": 2},
             "attack": {
                 "plan": PLAN,
-                "examples": {"else": 500, "clean": 10_000, "bpda_eot": 200},
+                "examples": {"default": 500, "clean": 10_000, "bpda_eot": 200},
                 "settings": {
                     "pgd": {"steps": 20, "restarts": 1},
                     "apgd": {"steps": 100, "restarts": 1},
@@ -82,14 +82,14 @@ def get_config(profile: str | None = None) -> Any:
         config.em.steps, config.em.growth_steps = 60, 60
         config.train.epochs = 1
         config.noise.bank_examples, config.noise.bank_steps = 20, 2
-        config.attack.examples = {"else": 20, "clean": 40, "apgd": 0}
+        config.attack.examples = {"default": 20, "clean": 40, "apgd": 0}
         settings.pgd.steps = 3
         settings.bpda_eot.update(draws=2, steps=2, warm_up=2)
         config.attack.selection, config.attack.scoring = 1, 1
         config.draws = 2
     if profile in ("gpu", "paper"):
         config.train.batch_size, config.train.learning_rate = 128, 0.1
-        config.attack.examples, config.attack.batch_size = {"else": 10_000, "bpda_eot": 1_000}, 250
+        config.attack.examples, config.attack.batch_size = {"default": 10_000, "bpda_eot": 1_000}, 250
         settings.pgd.steps = 100
         settings.bpda_eot.steps = 40
         config.train.epochs = 60

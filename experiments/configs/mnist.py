@@ -106,7 +106,7 @@ def get_config(profile: str | None = None) -> Any:
                 "plan": PLAN,
                 # How many test images an attack meets: by name, name and norm, or name< where it is transferred.
                 "examples": {
-                    "else": 10_000,
+                    "default": 10_000,
                     "pgd l2": 2_000,
                     "pgd l1": 2_000,
                     "cw linf": 1_000,
@@ -171,7 +171,7 @@ def get_config(profile: str | None = None) -> Any:
             (("cnn", "rcnn"), (("linf", 0.3),), ("fgsm", "pgd", "pgd<cnn"), MANY),
             (("rcnn",), (("linf", 0.3),), ("bpda_eot",), MANY),
         )
-        config.attack.examples = {"else": 100, "clean": 500, "bpda_eot": 40}
+        config.attack.examples = {"default": 100, "clean": 500, "bpda_eot": 40}
         settings.pgd.steps = 5
         settings.bpda_eot.update(draws=2, steps=2, warm_up=2)
         config.attack.batch_size, config.attack.selection, config.attack.scoring = 20, 1, 2

@@ -25,11 +25,11 @@ def get_config(profile: str | None = None) -> Any:
     if profile == "smoke":
         config.examples = {"train": 660, "validation": 20, "test": 100}
         config.em.steps, config.em.growth_steps = 40, 30
-        config.attack.examples = {"else": 40, "clean": 100, "bpda_eot": 20}
+        config.attack.examples = {"default": 40, "clean": 100, "bpda_eot": 20}
         return config
     config.train.epochs = 3
     settings.pgd.steps = 20
     settings.bpda_eot.update(draws=10, steps=20, warm_up=20)
     config.attack.selection = 5
-    config.attack.examples, config.attack.batch_size = {"else": 200, "clean": 1_000, "bpda_eot": 100}, 100
+    config.attack.examples, config.attack.batch_size = {"default": 200, "clean": 1_000, "bpda_eot": 100}, 100
     return config

@@ -72,7 +72,9 @@ def seconds(config: Config, settings: dict[str, Any], speed: Speeds) -> float:
     """An attack for each beta1, two scores for each point of the grid."""
     del config
     (model,), points = settings["models"], len(settings["beta1"]) * len(settings["beta2"])
-    crafting = len(settings["beta1"]) * KINDS["pgd"].passes(settings["pgd"], "") * step_seconds(speed, model)
+    crafting = (
+        len(settings["beta1"]) * KINDS["pgd"].passes(settings["pgd"], settings["norm"]) * step_seconds(speed, model)
+    )
     draws = sum(settings["draws"]) * speed.forward + len(settings["draws"]) * speed.rebuild
     return settings["examples"] * (crafting + 2 * points * draws)
 

@@ -99,8 +99,11 @@ def _curve(inputs: Inputs, model: str, norm: str, suite: dict[str, Iterative]) -
 def seconds(config: Config, settings: dict[str, Any], speed: Speeds) -> float:
     """Where nothing breaks."""
     del config
-    steps = len(LOSSES) * KINDS["apgd"].passes(settings["apgd"], "") * sum(map(len, settings["curves"].values()))
-    return settings["examples"] * steps * sum(step_seconds(speed, model) for model in settings["models"])
+    passes = sum(
+        len(radii) * KINDS["apgd"].passes(settings["apgd"], norm) for norm, radii in settings["curves"].items()
+    )
+    steps = settings["examples"] * len(LOSSES) * passes
+    return steps * sum(step_seconds(speed, model) for model in settings["models"])
 
 
 STUDY = Study(
@@ -108,8 +111,9 @@ STUDY = Study(
     "Accuracy in percent with its 95 % Wilson interval, under APGD on the cross-entropy and then on the margin loss, "
     "both crafted without noise. Each epsilon attacks what the smaller ones left: an example that is broken stays so, "
     "and the accuracy without noise cannot rise. With noise, an example that one redraw calls broken keeps its image, "
-    "and the number is that of another redraw: it may rise by what a redraw does. Images of models with noise are "
-    "driven on where they are broken without it.",
+    "and the number is that of another redraw: it may rise by what a redraw does, and "
+    "attacks that know the noise leave less. Images of models with noise are driven on where they are broken without "
+    "it.",
     settings,
     measure,
     lambda rows: pivot(rows, "budget"),

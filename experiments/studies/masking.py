@@ -41,8 +41,9 @@ def measure(inputs: Inputs) -> list[Row]:
             flags = parts.kept(0, partial(_flags, inputs, seen, forms[form], judge))
             for name, raised, value, meaning in zip(*flags, strict=True):
                 row = {"model": model, "form": form, "title": str(name), "N": len(seen.rows), "raised": bool(raised)}
-                # JSON has no infinity: logits that cannot be probabilities.
-                rows.append(row | {"value": float(value) if math.isfinite(value) else None, "meaning": str(meaning)})
+                # JSON has no infinity: logits that cannot be probabilities. Adding 0 takes the sign off -0.
+                value = round(float(value), 6) + 0.0 if math.isfinite(value) else None
+                rows.append(row | {"value": value, "meaning": str(meaning)})
     return rows
 
 

@@ -22,7 +22,7 @@ BUDGETS = {"linf": 0.05, "l2": 0.2, "l1": 0.5}
 SETTINGS = {
     "pgd": {"steps": 3, "restarts": 2},
     "mi_fgsm": {"steps": 3},
-    "cw": {"searches": 2, "steps": 3, "linf_steps": 4},
+    "cw": {"searches": 2, "steps": 3, "initial_c": 0.01, "linf_steps": 4},
     "daa": {"steps": 3, "restarts": 2},
     "ead": {"searches": 2, "steps": 3},
     "apgd": {"steps": 10, "restarts": 2},
@@ -139,7 +139,7 @@ def test_noise_is_met_where_pgd_without_noise_ended(kind, name, scale, reached):
 def planned(*plan, models=("cnn", "rcnn", "rcnn_plus", "threshold", "mean"), **counts):
     config = mnist.get_config("smoke")
     config.models, config.attack.plan, config.attack.beta2 = models, plan, (1.0,)
-    config.attack.examples = {"else": 100, **{name.replace("_on_", " "): count for name, count in counts.items()}}
+    config.attack.examples = {"default": 100, **{name.replace("_on_", " "): count for name, count in counts.items()}}
     return config
 
 

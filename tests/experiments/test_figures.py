@@ -42,7 +42,7 @@ def classes_of(images):
 def configured(models, plan):
     config = quickstart.get_config("smoke")
     config.examples.test, config.models, config.attack.plan = COUNT, models, plan
-    config.attack.examples = {"else": COUNT}
+    config.attack.examples = {"default": COUNT}
     for kind in ("cw", "ead"):
         config.attack.settings[kind] = {"searches": 1, "steps": 1, "linf_steps": 1}
     return config

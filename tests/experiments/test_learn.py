@@ -230,6 +230,14 @@ def test_adversarial_training_attacks_through_the_front_of_the_test(run, example
         assert radii == pytest.approx([0, 0.05, 0.1, 0.2, 0.2])
 
 
+def test_training_and_its_schedule_last_the_epochs_of_the_model(run, fitted, monkeypatch):
+    lengths = []
+    monkeypatch.setattr(learn, "optimizer", lambda config, batches, epochs: lengths.append((batches, epochs)))
+    run.config.epochs = {"rcnn": 5}
+    assert [fitted(name)["epochs"] for name in ("rcnn", "cnn")] == [5, 2]
+    assert lengths == [(2, 5), (2, 2)]
+
+
 def test_seeds_are_other_keys(fitted):
     keys = [jax.random.key_data(fitted(name)["key"]) for name in ("cnn", *(f"cnn_plus_seed{i}" for i in range(3)))]
     expected = [jax.random.key_data(jax.random.key(seed)) for seed in (0, 0, 1, 2)]

@@ -235,7 +235,7 @@ def test_lines_and_columns_have_their_order():
     ledger += [
         outcomes("pgd", [[1, 1]], model="threshold", scored_on="static", **L2),
         outcomes("pgd", [[1, 1]], **CNN, epsilon=0.35),
-        outcomes("pgd", [[1, 1]], model="threshold", scored_on="static", source="cnn", title="transfer PGD-9"),
+        outcomes("fgsm", [[1, 1]], model="threshold", scored_on="static", source="cnn", title="transfer FGSM"),
         outcomes("fgsm", [[1, 1]], model="threshold", scored_on="static"),
         outcomes("clean", [[1, 1]], model="threshold", scored_on="static"),
     ]
@@ -246,7 +246,7 @@ def test_lines_and_columns_have_their_order():
     assert [h for h in headings if h in rcnn] == ["rCNN+, no noise", "rCNN+", "paper's rCNN+", "rCNN+, beta2 1"]
     assert [line["attack"] for line in lines] == [
         "clean",
-        *("FGSM, linf 0.3", "PGD-9, linf 0.3", "transfer PGD-9, linf 0.3", "worst of these, linf 0.3"),
+        *("FGSM, linf 0.3", "PGD-9, linf 0.3", "transfer FGSM, linf 0.3", "worst of these, linf 0.3"),
         *("PGD-9, linf 0.35", "PGD-9, l2 2", "worst over norms: linf 0.3, l2 2"),
     ]
 

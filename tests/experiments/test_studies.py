@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from experiments import learn, studies
 from experiments.catalogue import KINDS
 from experiments.corruptions import CORRUPTIONS
-from experiments.cost import STEP, Speeds
+from experiments.cost import ATTACK_STEP, Speeds
 from experiments.learn import Examples
 from experiments.report import format_table
 from experiments.rundir import Run
@@ -147,6 +147,9 @@ def test_what_is_broken_stays_so(tmp_path, monkeypatch, examples, forms):
         ("linf", {"epsilon": 0.02, "loss": loss, "steps": 10, "restarts": 1}) for loss in losses * 4
     ]
     assert [call.leave for call in fake.calls] == [True] * 4 + [False] * 4
+    first, second, *others = [jax.random.key_data(call.key).tolist() for call in fake.calls]
+    assert first != second
+    assert others == [first, second] * 3
     assert [float(call.epsilon[0]) for call in fake.calls] == pytest.approx([0.01, 0.01, 0.02, 0.02] * 2)
     for call, live in zip(fake.calls[:4], (len(right), *[len(right) - 5] * 3), strict=True):
         # Whole batches, of which only the last is filled up.
@@ -251,7 +254,11 @@ def test_signs_of_hidden_gradients(tmp_path, monkeypatch, examples, forms):
         if len(calls) == 2 and not (tmp_path / "again").exists():
             raise KeyboardInterrupt
         calls.append((logits_fn, judge, len(images), len(labels), norm.name, epsilon, large_epsilon))
-        return {"a": Flag(True, 0.25, "first"), "b": Flag(False, float("inf"), "second")}
+        return {
+            "a": Flag(True, 0.25, "first"),
+            "b": Flag(False, float("inf"), "second"),
+            "c": Flag(False, -1.5e-8, "third"),
+        }
 
     monkeypatch.setattr(attacks, "masking_checks", checks)
     forms["rcnn"]["draw"] = model(0.1)
@@ -266,12 +273,12 @@ def test_signs_of_hidden_gradients(tmp_path, monkeypatch, examples, forms):
     assert [(row["model"], row["form"], row["title"], row["raised"]) for row in record["rows"]] == [
         (*form, *flag)
         for form in (("cnn", "static"), ("rcnn", "static"), ("rcnn", "draw"))
-        for flag in (("a", True), ("b", False))
+        for flag in (("a", True), ("b", False), ("c", False))
     ]
-    assert [row["value"] for row in record["rows"]] == [0.25, None] * 3
+    assert [row["value"] for row in record["rows"]] == [0.25, None, 0.0] * 3
     headings, lines = studies.table("masking", record)
     assert headings == ["sign", "N", "CNN", "rCNN, no noise", "rCNN, a draw"]
-    assert [line["rCNN, a draw"] for line in lines] == ["0.25 (raised)", "–"]
+    assert [line["rCNN, a draw"] for line in lines] == ["0.25 (raised)", "–", "0"]
 
 
 def test_corruptions_against_numpy(tmp_path, examples, forms):
@@ -390,17 +397,17 @@ def test_a_record_of_something_else_is_refused(tmp_path, examples, forms):
 
 
 ENTRIES: dict[str, tuple[dict[str, Any], float]] = {
-    # By hand, for a forward pass of 1 s and a reconstruction of 10 s: of a step 3.5 and 38.5 s.
-    "curves": (dict(curves={"linf": RADII, "l2": (1.0, 2.0)}), 24 * 5 * 2 * 10 * (1 + 11) * STEP),
+    # By hand, for a forward pass of 1 s and a reconstruction of 10 s: of a step 2.4 and 26.4 s.
+    "curves": (dict(curves={"linf": RADII, "l2": (1.0, 2.0)}), 24 * 5 * 2 * 10 * (1 + 11) * ATTACK_STEP),
     "convergence": (
         dict(steps=(10, 20), restarts=(1, 3), stronger=dict(draws=3, steps=5, warm_up=7, restarts=2)),
-        24 * (30 + 300) * (1 + 11) * STEP + 10 * (2 * 2 + 2 + 15 + 14) * 11 * STEP,
+        24 * (30 + 300) * (1 + 11) * ATTACK_STEP + 10 * (2 * 2 + 2 + 15 + 14) * 11 * ATTACK_STEP,
     ),
-    "masking": (dict(large=0.5), 10 * (480 + 1000 / STEP) * (1 + 2 * 11) * STEP),
+    "masking": (dict(large=0.5), 10 * (480 + 1000 / ATTACK_STEP) * (1 + 2 * 11) * ATTACK_STEP),
     "corruptions": (dict(corrupted=100), 24 * 19 * (1 + 3 + 20)),
     "ablation": (
         dict(beta1=(1.0, 2.0), beta2=(1.0,), draws=(1, 5), defended="rcnn"),
-        24 * (2 * 3 * 11 * STEP + 2 * 2 * (1 + 5 + 2 * 10)),
+        24 * (2 * 3 * 11 * ATTACK_STEP + 2 * 2 * (1 + 5 + 2 * 10)),
     ),
 }
 
