@@ -1,8 +1,8 @@
 """What is learned: data, filters, networks. Each stage is kept in the run directory and not done again."""
 
+import functools
 import json
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,9 +89,14 @@ def filters_of(run: Run, examples: Data, name: str) -> RBFFilters | None:
     return fit_filters(run, examples, recipe.filters) if recipe.defended else None
 
 
+@functools.cache
+def _network(name: str) -> models.Classifier:
+    return models.from_linen(NETWORKS[name]())
+
+
 def classifier(config: Config) -> models.Classifier:
-    """The network, untrained."""
-    return models.from_linen(NETWORKS[config.network]())
+    """The network, untrained; always the same functions, so that models share what is compiled."""
+    return _network(config.network)
 
 
 def epochs(config: Config, name: str) -> int:
@@ -233,7 +238,8 @@ def optimizer(config: Config, batches: int, epochs: int) -> optax.GradientTransf
         rate = optax.exponential_decay(recipe.learning_rate, recipe.halve_every * batches, 0.5, staircase=True)
     if recipe.optimizer == "adam":
         return optax.adam(rate)
-    kernels = partial(jax.tree.map, lambda parameter: parameter.ndim > 1)  # neither biases nor batch norm decay
+    # Neither biases nor batch norm decay.
+    kernels = functools.partial(jax.tree.map, lambda parameter: parameter.ndim > 1)
     decay = optax.add_decayed_weights(recipe.weight_decay, mask=kernels)
     return optax.chain(decay, optax.sgd(rate, 0.9, nesterov=True))
 

@@ -111,9 +111,8 @@ STUDY = Study(
     "Accuracy in percent with its 95 % Wilson interval, under APGD on the cross-entropy and then on the margin loss, "
     "both crafted without noise. Each epsilon attacks what the smaller ones left: an example that is broken stays so, "
     "and the accuracy without noise cannot rise. With noise, an example that one redraw calls broken keeps its image, "
-    "and the number is that of another redraw: it may rise by what a redraw does, and "
-    "attacks that know the noise leave less. Images of models with noise are driven on where they are broken without "
-    "it.",
+    "and the number is that of another redraw: it may rise by what a redraw does, and attacks that know the noise "
+    "leave less. Images of models with noise are driven on where they are broken without it.",
     settings,
     measure,
     lambda rows: pivot(rows, "budget"),

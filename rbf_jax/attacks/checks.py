@@ -34,8 +34,14 @@ class Flag(NamedTuple):
 
 
 @jax.jit
-def _left(attack: Any, keys: Key, logits_fn: LogitsFn, images: Array, labels: Array) -> Array:
-    return 1 - attack(keys, logits_fn, images, labels).success.mean()
+def _left(
+    attack: Any, keys: Key, fresh: Key, logits_fn: LogitsFn, judge: LogitsFn | None, images: Array, labels: Array
+) -> Array:
+    result = attack(keys, logits_fn, images, labels)
+    if judge is None:
+        return 1 - result.success.mean()
+    # Under fresh noise: among many looks at a noisy model one is misled by luck.
+    return 1 - is_misled(judge(fresh, result.images), labels, None).mean()
 
 
 @jax.jit
@@ -54,6 +60,7 @@ def masking_checks(
     epsilon: float,
     large_epsilon: float,
     crafted: Array | None = None,
+    judge: LogitsFn | None = None,
     steps: int = 40,
     queries: int = 1000,
 ) -> dict[str, Flag]:
@@ -76,6 +83,8 @@ def masking_checks(
         epsilon: radius at which the model is said to be robust, above 0.
         large_epsilon: radius at which no model can be (linf: 0.5).
         crafted: images ``(N, H, W, C)`` in that ball, crafted on another model.
+        judge: the prediction of a randomised model, that says under fresh noise which images are broken; None for a
+            deterministic model.
         steps: of PGD.
         queries: of Square.
 
@@ -94,13 +103,16 @@ def masking_checks(
     check_positive(large_epsilon, "large_epsilon")
     if not isinstance(logits_fn, Partial):
         logits_fn = Partial(logits_fn)
+    if judge is not None and not isinstance(judge, Partial):
+        judge = Partial(judge)
     keys = jax.random.split(key, len(images))
+    other_keys, fresh = (jax.random.split(jax.random.fold_in(key, number), len(images)) for number in (1, 2))
 
     def left(attack: Iterative | Composed) -> float:
-        return float(_left(attack, keys, logits_fn, images, labels))
+        return float(_left(attack, keys, fresh, logits_fn, judge, images, labels))
 
     logits, gradient, misled = _clean(logits_fn, keys, images, labels)
-    other = _clean(logits_fn, jax.random.split(jax.random.fold_in(key, 1), len(images)), images, labels)[0]
+    other = _clean(logits_fn, other_keys, images, labels)[0]
     flat = float(np.mean((np.abs(np.asarray(gradient)) == 0).all((1, 2, 3)) & ~np.asarray(misled)))
     white_box = left(pgd(norm, epsilon=epsilon, steps=steps, loss=margin))
     longer = left(pgd(norm, epsilon=epsilon, steps=10 * steps, loss=margin))
@@ -128,7 +140,7 @@ def masking_checks(
     }
     if crafted is not None:
         check_images(crafted, "crafted")
-        transferred = 1 - float(np.mean(_clean(logits_fn, keys, crafted, labels)[2]))
+        transferred = 1 - float(np.mean(_clean(judge or logits_fn, fresh if judge else keys, crafted, labels)[2]))
         flags["transfer beats white-box"] = Flag(
             white_box - transferred >= NOTICEABLE,
             white_box - transferred,

@@ -142,6 +142,35 @@ def _mean_of(model, key, images):
     return jnp.log(jax.lax.map(lambda keys: jax.nn.softmax(model(keys, images)), keys).mean(0))
 
 
+def _lucky(share, key, images):
+    """Says 0, but now and then 1, whatever the image."""
+    keys = key if key.shape else jax.random.split(key, len(images))
+    wrong = jax.vmap(jax.random.bernoulli, (0, None))(keys, share).astype(jnp.float32)
+    return jnp.stack([1 - wrong, wrong], 1) + 0 * images.sum((1, 2, 3))[:, None]
+
+
+def test_checks_of_a_noisy_model_need_a_judge():
+    """Among many looks one is misled by luck: only the judge sees that no image is."""
+    images, labels = grey(0, COUNT, SHAPE), jnp.zeros(COUNT, jnp.int32)
+
+    def checks(judge):
+        return attacks.masking_checks(
+            KEY,
+            Partial(_lucky, 0.4),
+            images,
+            labels,
+            norm=attacks.Linf,
+            epsilon=0.1,
+            large_epsilon=0.5,
+            steps=20,
+            queries=5,
+            judge=judge,
+        )["robust at a large epsilon"]
+
+    assert checks(None).value < 0.05
+    assert checks(Partial(_lucky, 0.0)) == checks(None)._replace(raised=True, value=1.0)
+
+
 def test_checks_find_nothing_on_a_sound_model():
     model = mlp(0, SHAPE)
     images = grey(0, COUNT, SHAPE)

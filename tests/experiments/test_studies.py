@@ -250,7 +250,8 @@ def test_signs_of_hidden_gradients(tmp_path, monkeypatch, examples, forms):
     calls, signature = [], inspect.signature(attacks.masking_checks)
 
     def checks(key, logits_fn, images, labels, *, norm, epsilon, large_epsilon, judge=None):
-        signature.bind(key, logits_fn, images, labels, norm=norm, epsilon=epsilon, large_epsilon=large_epsilon)
+        ball = {"norm": norm, "epsilon": epsilon, "large_epsilon": large_epsilon}
+        signature.bind(key, logits_fn, images, labels, judge=judge, **ball)
         if len(calls) == 2 and not (tmp_path / "again").exists():
             raise KeyboardInterrupt
         calls.append((logits_fn, judge, len(images), len(labels), norm.name, epsilon, large_epsilon))
