@@ -230,8 +230,8 @@ def noise_levels(data_set: str, rows: Rows) -> Table:
         for level, form, number in zip(levels, forms, numbers, strict=True):
             row = rows.find("rcnn_plus", attack, norm, epsilon, form)
             same = row is None and attack == "bpda_eot" and form == "static"
-            line[f"beta2 = {level:g}, ours"] = "there is no noise" if same else text(row)
             line[f"beta2 = {level:g}, paper"] = quoted(row, number)
+            line[f"beta2 = {level:g}, ours"] = "there is no noise" if same else text(row)
         lines.append(line)
     return headings, lines
 
