@@ -149,6 +149,7 @@ def _lucky(share, key, images):
     return jnp.stack([1 - wrong, wrong], 1) + 0 * images.sum((1, 2, 3))[:, None]
 
 
+@pytest.mark.full
 def test_checks_of_a_noisy_model_need_a_judge():
     """Among many looks one is misled by luck: only the judge sees that no image is."""
     images, labels = grey(0, COUNT, SHAPE), jnp.zeros(COUNT, jnp.int32)

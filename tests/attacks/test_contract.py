@@ -132,6 +132,7 @@ def test_epsilon_0_returns_the_images(kind, name):
     [("fgsm", "linf"), ("pgd", "l2"), ("mi_fgsm", "l2"), ("apgd", "linf"), ("apgd_t", "l2")],
     ids=lambda value: value,
 )
+@pytest.mark.full
 def test_batches_and_their_order_change_nothing(kind, name):
     """With one key for each example, which moves along with it."""
     images, model = mixed(3, 8), mlp(3)

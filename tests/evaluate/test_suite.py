@@ -75,6 +75,7 @@ def test_attacks_of_least_distance_do_not_leave_without_a_budget():
     np.testing.assert_array_equal(within.success, whole.distance <= budget)
 
 
+@pytest.mark.full
 def test_union_spends_work_on_what_is_not_broken_yet():
     model, images, labels = problem()
     result = evaluate.run_suite(KEY, suite(), model, images, labels, batch_size=16)
