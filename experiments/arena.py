@@ -16,19 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from jax.tree_util import Partial
 
 from experiments import evaluation, jobs, learn
-from experiments.catalogue import NORMS, warmed
+from experiments.catalogue import NORMS, first_budget, warmed
 from experiments.provenance import provenance
-from experiments.recipes import RECIPES
-from rbf_jax import PRESETS, RBFFilters, attacks, defend, evaluate, models, reconstruct
+from experiments.recipes import RECIPES, front_end
+from rbf_jax import attacks, defend, evaluate, models
 from rbf_jax.attacks import Composed, Iterative, eot, transfer
 from rbf_jax.evaluate import Outcomes, Parts, SuiteResult
-from rbf_jax.types import Array, Key, LogitsFn, Norm
+from rbf_jax.types import LogitsFn, Norm
 
 MODEL = flags.DEFINE_enum("model", "rcnn", [name for name, recipe in RECIPES.items() if recipe.defended], "which model")
 IMAGES = flags.DEFINE_integer("images", 200, "how many test images, drawn as for the tables")
@@ -105,11 +104,6 @@ def known(norm: Norm, epsilon: float) -> dict[str, Iterative | Composed]:
     }
 
 
-def _rebuild(filters: RBFFilters, beta1: Array, key: Key, images: Array) -> Array:
-    del key
-    return reconstruct(filters, images, beta1)
-
-
 def figures(result: SuiteResult, folder: Path) -> dict[str, Any]:
     """What is published of a suite: a line for each attack, and the union."""
     lines, total = {}, result.survived.shape[1]
@@ -143,9 +137,9 @@ def job() -> None:
     source = learn.forms(config, None, "cnn", learn.train_model(run, examples, "cnn"))["static"]
     classifier = models.logits_fn(learn.classifier(config), variables)
     smoother: list[LogitsFn] = [defend(filters, classifier, beta1=beta1, beta2=0.0).static for beta1 in SURROGATES]
-    rebuild = Partial(_rebuild, filters, jnp.float32(PRESETS[config.preset].test))
+    rebuild = Partial(learn.keyed, front_end(RECIPES[name], config.preset, filters, testing=True))
     identity = attacks.straight_through(rebuild, classifier)
-    norm_name, epsilon = config.attack.plan[0][1][0]
+    norm_name, epsilon = first_budget(config)
     norm, rows = NORMS[norm_name], evaluation.drawn(config, count)
     images, labels = examples.test.images[rows], examples.test.labels[rows]
     noise_key = jax.random.key(config.seed + 3)

@@ -15,8 +15,10 @@ Forms = Mapping[str, LogitsFn]
 Made = Iterative | Composed | Mapping[str, Iterative | Composed]
 """An attack, or a suite of attacks whose worst image counts."""
 
-FORWARD = 1 / 2.4
-"""A forward pass against a step with its gradient."""
+ATTACK_STEP = 2.4
+"""A step with its gradient against the forward pass alone; measured on two cores."""
+
+FORWARD = 1 / ATTACK_STEP
 
 
 class Kind(NamedTuple):
@@ -26,13 +28,13 @@ class Kind(NamedTuple):
         title: in tables, with fields of the settings.
         make: (norm, epsilon, settings, forms of the attacked model) -> attack.
         passes: (settings, name of the norm) -> steps with a gradient for each example, for the estimate of the time.
-        form: of the model that it is crafted on.
+        form: of the model that it is crafted on; "" for the one without noise that has a gradient.
     """
 
     title: str
     make: Callable[[Norm, float, dict[str, Any], Forms], Made]
     passes: Callable[[dict[str, Any], str], float]
-    form: str = "static"
+    form: str = ""
 
 
 def _cw(norm: Norm, epsilon: float, s: dict[str, Any], forms: Forms) -> Made:
@@ -89,12 +91,16 @@ KINDS: dict[str, Kind] = {
         "APGD-{steps}", lambda n, e, s, f: attacks.apgd(n, epsilon=e, **s), lambda s, n: s["steps"] * s["restarts"]
     ),
     "square": Kind(
-        "Square-{queries}", lambda n, e, s, f: attacks.square(n, epsilon=e, **s), lambda s, n: FORWARD * s["queries"]
+        "Square-{queries}",
+        lambda n, e, s, f: attacks.square(n, epsilon=e, **s),
+        lambda s, n: FORWARD * s["queries"],
+        "static",
     ),
     "spsa": Kind(
         "SPSA",
         lambda n, e, s, f: attacks.spsa(n, epsilon=e, **s),
         lambda s, n: FORWARD * 2 * s["directions"] * s["steps"],
+        "static",
     ),
     "bpda_eot": Kind(
         "BPDA+EoT",
@@ -184,15 +190,17 @@ def cells(config: Config) -> Iterator[Cell]:
         yield _cell(config, model, "clean", "", 0.0)
     for names, budgets, wanted, most in attack.plan:
         for norm, epsilon in budgets:
-            for model in names:
-                for item in wanted if model in config.models else ():
-                    source = item.partition("<")[2]
-                    if source and source not in config.models:
-                        continue
+            for model in filter(config.models.__contains__, names):
+                for item in wanted:
                     cell = _cell(config, model, item, norm, epsilon, most)
-                    if cell.examples and cell.name not in seen:
+                    if cell.examples and cell.source in config.models and cell.name not in seen:
                         seen.add(cell.name)
                         yield cell
+
+
+def first_budget(config: Config) -> tuple[str, float]:
+    """Norm and epsilon of the plan's first line."""
+    return config.attack.plan[0][1][0]
 
 
 def _cell(config: Config, model: str, item: str, norm: str, epsilon: float, most: int = 10**9) -> Cell:
@@ -207,16 +215,12 @@ def _cell(config: Config, model: str, item: str, norm: str, epsilon: float, most
     settings = settings if isinstance(settings, dict) else settings.to_dict()
     if beta2 and float(beta2) not in attack.beta2:
         raise ValueError(f"config.attack.plan has {item!r}, but config.attack.beta2 is {tuple(attack.beta2)}")
-    crafted_on = KINDS[kind].form if norm else ""
-    if norm and not noisy and not source and recipe.front == "threshold" and kind not in ("square", "spsa"):
-        crafted_on = "bpda"  # the true front has no gradient
+    crafted_on = (KINDS[kind].form or RECIPES[source or model].gradient_form) if norm else ""
     level = f"@{beta2}" if beta2 else ""
-    if not recipe.defended:
-        scored_on: tuple[str, ...] = ("static",)
-    elif noisy:
+    scored_on = recipe.scored_on
+    if recipe.defended and noisy:
         scored_on = (f"predict{level}",)
-    else:
-        levels = [f"predict@{beta2:g}" for beta2 in attack.beta2] if model in attack.beta2_models else []
-        scored_on = ("static", "predict", *levels)
+    elif recipe.defended and model in attack.beta2_models:
+        scored_on += tuple(f"predict@{beta2:g}" for beta2 in attack.beta2)
     total = min(count, most, config.examples.test)
     return Cell(model, source or model, kind, norm, epsilon, f"{crafted_on}{level}", scored_on, total, settings)

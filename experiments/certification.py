@@ -22,12 +22,12 @@ from experiments.evaluation import Models, drawn
 from experiments.learn import Examples
 from experiments.provenance import provenance
 from experiments.recipes import RECIPES
-from experiments.results import PAPER, percent, quoted_number
+from experiments.results import PAPER, check_one_weight, percent, quoted_number
 from experiments.rundir import Config, Run
 from rbf_jax import evaluate
 from rbf_jax.certify import ABSTAIN, certified_radius, certify
 from rbf_jax.evaluate import Parts
-from rbf_jax.files import read_npz, replacing
+from rbf_jax.files import check_facts, read_npz, replacing
 from rbf_jax.types import LogitsFn
 
 NOTE = (
@@ -116,11 +116,8 @@ def run_setting(run: Run, examples: Examples, setting: Setting, logits_fn: Logit
     }
     if not path.exists():
         _certify(run, examples, setting, logits_fn, determined)
-    found = load(path).facts
-    for name, value in determined.items():
-        if found.get(name) != value:
-            wrong = f"its {name} is {found.get(name)!r}, not {value!r}"
-            raise ValueError(f"{path} is of other certificates: {wrong}. Remove it and {path.with_suffix('')}")
+    way_out = f"Remove it and {path.with_suffix('')}"
+    check_facts(f"{path} is of other certificates", load(path).facts, determined, way_out)
     return path
 
 
@@ -220,9 +217,7 @@ def make_rows(records: Iterable[Certificates], data_set: str, radii: Sequence[fl
         ValueError: records of several weights of one model.
     """
     records = list(records)
-    weights = {(facts["model"], facts["form"], facts["weights"]) for *_, facts in records}
-    if len(weights) > len({key[:2] for key in weights}):
-        raise ValueError(f"{data_set} has certificates of several weights of one model: remove the older ones")
+    check_one_weight(f"{data_set} has certificates of", (record.facts for record in records), form="form")
     rows = [_row(record, data_set, radii) for record in records]
     models, forms = list(RECIPES), list(_FORMS)
     return sorted(rows, key=lambda r: (models.index(r["model"]), forms.index(r["form"]), r["sigma"], -r["samples"]))

@@ -18,6 +18,7 @@ from experiments.provenance import provenance
 from experiments.rundir import Config, Run
 from rbf_jax import evaluate
 from rbf_jax.evaluate import Outcomes, Parts
+from rbf_jax.files import check_facts
 from rbf_jax.types import LogitsFn
 
 Models = dict[str, dict[str, LogitsFn]]
@@ -151,12 +152,8 @@ def evaluate_cell(run: Run, examples: Examples, cell: Cell, models: Models) -> l
         if not path.exists():
             images = craft(run, examples, cell, models) if images is None else images
             evaluate.save_outcomes(path, _outcomes(run, examples, cell, scoring, images, logits_fn, determined))
-        found = evaluate.load_outcomes(path).facts
-        for name, value in determined.items():
-            if found.get(name) != value:
-                wrong = f"its {name} is {found.get(name)!r}, not {value!r}"
-                kept = f"{path}, {crafted_in(run, cell)} and {scored_in(run, path)}"
-                raise ValueError(f"{path} is of another evaluation: {wrong}. Remove {kept} to evaluate anew")
+        way_out = f"Remove {path}, {crafted_in(run, cell)} and {scored_in(run, path)} to evaluate anew"
+        check_facts(f"{path} is of another evaluation", evaluate.load_outcomes(path).facts, determined, way_out)
         paths.append(path)
     return paths
 

@@ -262,12 +262,13 @@ def forms(config: Config, filters: RBFFilters | None, name: str, variables: Vari
     if front is None:
         return {"static": logits_fn}
     found: dict[str, LogitsFn] = {"static": Partial(_behind, front, logits_fn)}
-    if recipe.front == "threshold":
-        found["bpda"] = attacks.straight_through(Partial(_keyed, front), logits_fn)
+    if recipe.gradient_form == "bpda":
+        found["bpda"] = attacks.straight_through(Partial(keyed, front), logits_fn)
     return found
 
 
-def _keyed(front: Partial, key: Key, images: Array) -> Array:
+def keyed(front: Partial, key: Key, images: Array) -> Array:
+    """A front end as a model's part sees it, which takes a key."""
     del key
     return front(images)
 

@@ -60,15 +60,14 @@ _ON_MODELS = "Training accuracy is that of the steps' batches, with dropout; for
 def every_attack(rows: list[Row], norm: str, epsilon: float) -> Table:
     """Every model under every attack of one budget."""
     within = [row for row in rows if (row["norm"], row["epsilon"]) == (norm, epsilon) and row["attack"] != WORST]
-    order = [*KINDS]
+    order, by_name = [*KINDS], Rows(rows)
     within.sort(key=lambda row: (row["source"] != row["model"], order.index(row["attack"])))
     titles = list(dict.fromkeys(row["title"] for row in within))
     headings, lines = ["model", "clean", *titles], []
     for model in (name for name in RECIPES if any(row["model"] == name for row in within)):
         for form in dict.fromkeys(row["scored_on"] for row in within if row["model"] == model):
             line = dict.fromkeys(headings, "–") | {"model": column_title(model, form)}
-            clean = Rows(rows).find(model, "clean", "", 0.0, form)
-            line["clean"] = text(clean)
+            line["clean"] = text(by_name.find(model, "clean", "", 0.0, form))
             line |= {r["title"]: text(r) for r in within if (r["model"], r["scored_on"]) == (model, form)}
             lines.append(line)
     return headings, lines

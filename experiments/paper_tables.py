@@ -66,6 +66,12 @@ class Rows:
             and row["attack"] != WORST
         ]
 
+    def worst(self, model: str, norm: str, epsilon: float, form: str) -> list[Row]:
+        """The rows of a model's worst cases within a budget."""
+        wanted = (model, WORST, norm, epsilon, form)
+        keys = ("model", "attack", "norm", "epsilon", "scored_on")
+        return [row for row in self.all if tuple(row[key] for key in keys) == wanted]
+
     def models(self) -> list[str]:
         """The models that have rows, in the order of the recipes."""
         present = {row["model"] for row in self.all}
@@ -74,7 +80,7 @@ class Rows:
 
 def form_of(model: str) -> str:
     """The form that predicts."""
-    return "predict" if RECIPES[model].defended else "static"
+    return RECIPES[model].scored_on[-1]
 
 
 def text(row: Row | None) -> str:
@@ -149,7 +155,8 @@ def training_time(data_set: str, recipes: dict[str, dict[str, Any]], log: dict[s
     return headings, lines
 
 
-def _lowest(found: list[Row]) -> Row | None:
+def least(found: list[Row]) -> Row | None:
+    """The row of the lowest accuracy."""
     return min(found, key=lambda row: row["accuracy"], default=None)
 
 
@@ -160,9 +167,8 @@ def comparison(data_set: str, rows: Rows) -> Table:
     names = {"cnn": "baseline"}
     for name in (name for name in COMPARED if name in rows.models()):
         paper, form = quoted_rows.get(names.get(name, name)), form_of(name)
-        lowest = _lowest(rows.attacked(name, "linf", epsilon, form))
-        worst = [r for r in rows.all if (r["model"], r["attack"], r["scored_on"]) == (name, WORST, form)]
-        worst = [row for row in worst if (row["norm"], row["epsilon"]) == ("linf", epsilon)]
+        lowest = least(rows.attacked(name, "linf", epsilon, form))
+        worst = rows.worst(name, "linf", epsilon, form)
         values = (
             RECIPES[name].title,
             f"{paper[0]:.1f} ({NAMES.get(paper[1], paper[1])})" if paper else "not in the paper",
@@ -191,7 +197,7 @@ def bounds(data_set: str, rows: Rows) -> Table:
             continue
         line = {"linf bound": radius}
         for name in columns:
-            title, lowest = RECIPES[name].title, _lowest(rows.attacked(name, "linf", float(radius), form_of(name)))
+            title, lowest = RECIPES[name].title, least(rows.attacked(name, "linf", float(radius), form_of(name)))
             number = numbers[paper["columns"].index(name)]
             ours = NOT_RUN if lowest is None else f"{text(lowest)} ({lowest['title']})"
             line |= {f"{title}, paper": quoted(lowest, number), f"{title}, ours": ours}

@@ -43,6 +43,16 @@ class Recipe(NamedTuple):
         """Whether the RBF front end, which can draw noise, stands before the network."""
         return self.front == "rbf"
 
+    @property
+    def scored_on(self) -> tuple[str, ...]:
+        """The forms in which it is scored; the last one predicts."""
+        return ("static", "predict") if self.defended else ("static",)
+
+    @property
+    def gradient_form(self) -> str:
+        """The form without noise that has a gradient; before a front end without one ``bpda`` takes the identity's."""
+        return "bpda" if self.front == "threshold" else "static"
+
 
 RECIPES = {
     "cnn": Recipe("CNN"),

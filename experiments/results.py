@@ -56,9 +56,7 @@ def make_rows(
         unions: budgets by norm, over which together a worst case is taken.
     """
     ledger = list(ledger)
-    weights = {(o.facts["model"], o.facts["scored_on"], o.facts["weights"]) for o in ledger}
-    if len(weights) > len({key[:2] for key in weights}):
-        raise ValueError(f"the ledger of {data_set} holds several weights of one model: remove the older ones")
+    check_one_weight(f"the ledger of {data_set} holds", (outcomes.facts for outcomes in ledger))
     rows = [_row(data_set, o.facts, o.scoring) for o in ledger if o.facts["role"] != "union"]
     groups: dict[tuple[str, str], dict[tuple[str, float], list[Outcomes]]] = {}
     for outcomes in ledger:
@@ -75,6 +73,20 @@ def make_rows(
                 parts = [budgets[budget] for budget in union.items()]
                 rows += _worst(data_set, parts, {"attack": UNION, "title": title, "norm": "", "epsilon": 0.0})
     return rows
+
+
+def check_one_weight(where: str, facts: Iterable[dict[str, Any]], form: str = "scored_on") -> None:
+    """Raises ValueError where one form of a model comes with several weights; ``form`` is the name of its fact."""
+    weights = {(of["model"], of[form], of["weights"]) for of in facts}
+    if len(weights) > len({key[:2] for key in weights}):
+        raise ValueError(f"{where} several weights of one model: remove the older ones")
+
+
+def measured(right: np.ndarray) -> dict[str, Any]:
+    """Accuracy in percent of bool ``(redraws, N)``, with its interval."""
+    total, accuracy = right.shape[-1], float(right.mean(-1).mean())
+    ends = evaluate.wilson_interval(round(accuracy * total), total)
+    return {"N": total, "accuracy": round(100 * accuracy, 2), "wilson95": [round(100 * end, 2) for end in ends]}
 
 
 def _worst(data_set: str, groups: list[list[Outcomes]], facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -107,20 +119,16 @@ def _worst(data_set: str, groups: list[list[Outcomes]], facts: dict[str, Any]) -
 
 def _row(data_set: str, facts: dict[str, Any], survived: np.ndarray) -> dict[str, Any]:
     by_redraw = survived.mean(1)
-    total, accuracy = survived.shape[1], float(by_redraw.mean())
-    low, high = evaluate.wilson_interval(round(accuracy * total), total)
     keys = ("model", "source", "scored_on", "attack", "title", "norm", "epsilon")
     attack = facts["attack"] if facts["source"] == facts["model"] else f"transfer_{facts['attack']}"
     paper = paper_number(data_set, facts["model"], facts["scored_on"], attack, facts["norm"], facts["epsilon"])
     return {
         **{key: facts[key] for key in keys},
-        "N": total,
-        "accuracy": round(100 * accuracy, 2),
-        "wilson95": [round(100 * low, 2), round(100 * high, 2)],
+        **measured(survived),
         "redraws": len(by_redraw),
         "deviation over redraws": round(100 * float(by_redraw.std()), 2),
         "paper": paper,
-        "difference": None if paper is None else round(100 * accuracy - paper, 1),
+        "difference": None if paper is None else round(100 * float(by_redraw.mean()) - paper, 1),
         **{key: value for key, value in facts.items() if key not in keys},
     }
 

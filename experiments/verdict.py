@@ -4,30 +4,19 @@ from pathlib import Path
 from typing import Any
 
 from experiments.pages import Section
-from experiments.paper_tables import COMPARED, Row, Rows, Table, budget, form_of, text
+from experiments.paper_tables import COMPARED, Row, Rows, Table, budget, least, text
 from experiments.provenance import ROOT
 from experiments.recipes import RECIPES
 from experiments.report import format_table
-from experiments.results import UNION, WORST, column_title
+from experiments.results import UNION, column_title
 
 HOLDS = 5.0
 """Points within which a number of the paper holds."""
 
 
-def _least(rows: list[Row]) -> Row | None:
-    return min(rows, key=lambda row: row["accuracy"], default=None)
-
-
 def worst(rows: Rows, model: str, form: str, norm: str, epsilon: float) -> Row | None:
     """The lowest worst case of a model within a budget; the lowest single attack where no worst case was taken."""
-    single = rows.attacked(model, norm, epsilon, form)
-    found = [
-        row
-        for row in rows.all
-        if row["attack"] == WORST
-        and (row["model"], row["scored_on"], row["norm"], row["epsilon"]) == (model, form, norm, epsilon)
-    ]
-    return _least(found or single)
+    return least(rows.worst(model, norm, epsilon, form) or rows.attacked(model, norm, epsilon, form))
 
 
 def worth(data_set: str, rows: Rows) -> Table:
@@ -35,14 +24,14 @@ def worth(data_set: str, rows: Rows) -> Table:
     headings = ["model", "clean", *(f"{norm} {budget(data_set, norm):g}" for norm in ("linf", "l2", "l1")), "all three"]
     lines = []
     for model in (name for name in COMPARED if name in rows.models()):
-        for form in dict.fromkeys(("static", form_of(model))):
+        for form in RECIPES[model].scored_on:
             line = {"model": column_title(model, form), "clean": text(rows.find(model, "clean", "", 0.0, form))}
             for norm in ("linf", "l2", "l1"):
                 line[f"{norm} {budget(data_set, norm):g}"] = text(
                     worst(rows, model, form, norm, budget(data_set, norm))
                 )
             unions = [r for r in rows.all if (r["model"], r["scored_on"], r["attack"]) == (model, form, UNION)]
-            line["all three"] = text(_least(unions))
+            line["all three"] = text(least(unions))
             lines.append(line)
     return headings, lines
 

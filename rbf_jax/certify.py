@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
-from rbf_jax.checks import check_count, check_images, check_key, check_positive
+from rbf_jax.checks import check_count, check_fraction, check_images, check_positive, check_single_key
 from rbf_jax.types import Array, Key, LogitsFn
 
 ABSTAIN = -1
@@ -39,20 +39,13 @@ class Certificate(NamedTuple):
     counts: np.ndarray
 
 
-def _check_alpha(alpha: float) -> None:
-    if not 0 < alpha < 1:
-        raise ValueError(f"alpha must be in (0, 1), got {alpha}")
-
-
 def _check(key: Key, image: Array, sigma: float, alpha: float, batch_size: int) -> None:
-    check_key(key)
-    if key.shape:
-        raise ValueError(f"key must be a single key, got shape {key.shape}")
+    check_single_key(key)
     if not isinstance(image, jax.Array | np.ndarray) or image.ndim != 3:
         raise ValueError(f"image must be one array (H, W, C), got {getattr(image, 'shape', type(image).__name__)}")
     check_images(image[None], "image")
     check_positive(sigma, "sigma")
-    _check_alpha(alpha)
+    check_fraction(alpha, "alpha")
     check_count(batch_size, "batch_size")
 
 
@@ -108,7 +101,7 @@ def certified_radius(count: int, n: int, alpha: float, sigma: float) -> float:
     check_count(count, "count", 0)
     if count > n:
         raise ValueError(f"count must be at most n = {n}, got {count}")
-    _check_alpha(alpha)
+    check_fraction(alpha, "alpha")
     check_positive(sigma, "sigma")
     lower = betaincinv(count, n - count + 1, alpha)  # 0 or NaN at count = 0
     return float(sigma * ndtri(lower)) if lower > 0.5 else 0.0

@@ -67,6 +67,12 @@ def check_budget(epsilon: Array | float) -> None:
         check_not_negative(epsilon, "epsilon")
 
 
+def check_fraction(value: float, name: str) -> None:
+    """Raises ValueError unless the value is above 0 and below 1."""
+    if not 0 < value < 1:
+        raise ValueError(f"{name} must be in (0, 1), got {value}")
+
+
 def check_count(value: int, name: str, least: int = 1) -> None:
     """Raises ValueError unless the value is a whole number of at least ``least``."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
@@ -96,3 +102,10 @@ def check_key(key: Key) -> None:
         raise ValueError(
             f"key must be a typed key from jax.random.key, got {getattr(key, 'dtype', type(key).__name__)}"
         )
+
+
+def check_single_key(key: Key) -> None:
+    """Raises ValueError unless it is one typed key."""
+    check_key(key)
+    if key.shape:
+        raise ValueError(f"key must be a single key, got shape {key.shape}")

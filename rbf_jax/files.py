@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,20 @@ def read_json(path: str | os.PathLike[str], way_out: str) -> Any:
         return json.loads(Path(path).read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}). {way_out}") from error
+
+
+def check_facts(described: str, found: Mapping[str, Any], wanted: Mapping[str, Any], way_out: str) -> None:
+    """Raises ValueError where what a file says of itself is not what is asked for.
+
+    Args:
+        described: the file and what it then is, as the message says it: "run/a.npz is of another evaluation".
+        found: what the file says.
+        wanted: what it must say; it may say more.
+        way_out: what to do about it; ends the message.
+    """
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise ValueError(f"{described}: its {name} is {found.get(name)!r}, not {value!r}. {way_out}")
 
 
 def read_npz(path: str | os.PathLike[str], kind: str, way_out: str) -> dict[str, np.ndarray]:

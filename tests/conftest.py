@@ -27,6 +27,13 @@ def filters(rng) -> RBFFilters:
     return random_filters(rng, 8)
 
 
+@pytest.fixture
+def standard_promotion():
+    """For optax, which multiplies parameters by Python numbers that JAX's strict promotion refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits() -> np.ndarray:
     """64 real digits, float32 (64, 28, 28, 1) in [0, 1]; read-only."""

@@ -198,3 +198,12 @@ def recover_noise(filters: RBFFilters, images: ArrayLike, beta1: float, sampled:
     difference = float64(sampled) - numpy_reconstruct(filters, images, beta1)
     noise, *_ = np.linalg.lstsq(np.stack(columns, 1), difference.reshape(len(difference), -1).T, rcond=None)
     return noise.T.reshape(-1, count, width)
+
+
+def marked_images(count, shape, mark):
+    """Random images, and labels of three classes: the label's row of the first column is brighter by the mark."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(3, size=count).astype(np.int32)
+    images = rng.uniform(0, 1 - mark, (count, *shape)).astype(np.float32)
+    images[np.arange(count), labels, 0, 0] += mark
+    return images, labels

@@ -28,12 +28,13 @@ from experiments.evaluation import Models
 from experiments.learn import Examples
 from experiments.paper_tables import Table
 from experiments.provenance import provenance
+from experiments.recipes import RECIPES
 from experiments.rundir import Config, Run
 from experiments.studies import ablation, convergence, corruptions, curves, masking
-from experiments.studies.common import Inputs, plain, scored_on
+from experiments.studies.common import Inputs, plain
 from rbf_jax import evaluate
 from rbf_jax.evaluate import Parts
-from rbf_jax.files import read_json, replacing
+from rbf_jax.files import check_facts, read_json, replacing
 from rbf_jax.rbf import RBFFilters
 from rbf_jax.types import LogitsFn
 
@@ -95,15 +96,12 @@ def study(name: str, run: Run, examples: Examples, filters: RBFFilters, models: 
         run.log({"stage": "study"} | facts)
     way_out = f"Remove it and {folder} to study anew"
     found = read_json(path, way_out)
-    for what, value in determined.items():
-        if found.get(what) != value:
-            wrong = f"its {what} is {found.get(what)!r}, not {value!r}"
-            raise ValueError(f"{path} is of another study: {wrong}. {way_out}")
+    check_facts(f"{path} is of another study", found, determined, way_out)
     return found
 
 
 def _weights(model: str, forms: dict[str, LogitsFn]) -> str:
-    return evaluate.fingerprint([forms[form] for form in scored_on(model)])
+    return evaluate.fingerprint([forms[form] for form in RECIPES[model].scored_on])
 
 
 def table(name: str, record: dict[str, Any]) -> Table:

@@ -8,8 +8,9 @@ from experiments import learn
 from experiments.catalogue import KINDS, NORMS
 from experiments.cost import Speeds
 from experiments.recipes import RECIPES
+from experiments.results import measured
 from experiments.rundir import Config
-from experiments.studies.common import Inputs, Row, Study, asked, budget, measured, pivot, step_seconds
+from experiments.studies.common import Inputs, Row, Study, asked, budget, pivot, step_seconds
 from rbf_jax import attacks, defend, models, train
 
 GRID = ("beta1", "beta2", "draws")

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.cost import ATTACK_STEP, Speeds
+from experiments.catalogue import ATTACK_STEP, first_budget
+from experiments.cost import Speeds
 from experiments.evaluation import Models, drawn
 from experiments.learn import Examples
 from experiments.paper_tables import Row, Table
@@ -142,24 +143,7 @@ def asked(config: Config) -> dict[str, Any]:
 
 def budget(config: Config) -> dict[str, Any]:
     """The tables' first: norm and epsilon."""
-    return dict(zip(("norm", "epsilon"), config.attack.plan[0][1][0], strict=True))
-
-
-def scored_on(model: str) -> tuple[str, ...]:
-    """The forms in which a model is scored."""
-    return ("static", "predict") if RECIPES[model].defended else ("static",)
-
-
-def with_gradient(model: str, forms: dict[str, LogitsFn]) -> LogitsFn:
-    """The form without noise that is attacked; a front end without a gradient takes the identity's."""
-    return forms["bpda" if RECIPES[model].front == "threshold" else "static"]
-
-
-def measured(right: np.ndarray) -> Row:
-    """Accuracy in percent of ``(redraws, N)``, with its interval."""
-    total, accuracy = right.shape[-1], float(right.mean())
-    ends = evaluate.wilson_interval(round(accuracy * total), total)
-    return {"N": total, "accuracy": round(100 * accuracy, 2), "wilson95": [round(100 * end, 2) for end in ends]}
+    return dict(zip(("norm", "epsilon"), first_budget(config), strict=True))
 
 
 def model_column(row: Row) -> str:
@@ -184,12 +168,12 @@ def pivot(
 
 def step_seconds(speed: Speeds, model: str) -> float:
     """Of an attack step on one image."""
-    return ATTACK_STEP * (speed.forward + speed.rebuild * RECIPES[model].defended)
+    return ATTACK_STEP * speed.look(model)
 
 
 def score_seconds(speed: Speeds, model: str, draws: int) -> float:
     """Of scoring one image in all its forms."""
-    return (1 + draws) * speed.forward + 2 * speed.rebuild if RECIPES[model].defended else speed.forward
+    return sum(speed.look(model, draws if form == "predict" else 1) for form in RECIPES[model].scored_on)
 
 
 def plain(tree: Any) -> Any:

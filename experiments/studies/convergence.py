@@ -7,8 +7,9 @@ import numpy as np
 from experiments.catalogue import KINDS, NORMS
 from experiments.cost import Speeds
 from experiments.recipes import RECIPES
+from experiments.results import measured
 from experiments.rundir import Config
-from experiments.studies.common import Inputs, Row, Study, asked, budget, measured, pivot, step_seconds, with_gradient
+from experiments.studies.common import Inputs, Row, Study, asked, budget, pivot, step_seconds
 from rbf_jax import attacks
 
 RESTARTED = 100
@@ -61,7 +62,7 @@ def _pgd(inputs: Inputs, model: str, pgd: dict[int, attacks.Iterative]) -> list[
     def left(steps: int, restart: int, right: np.ndarray) -> np.ndarray:
         right, at = right.copy(), np.flatnonzero(right)
         if len(at):
-            name, form = f"{model}-pgd-{steps}-restart-{restart}", with_gradient(model, forms)
+            name, form = f"{model}-pgd-{steps}-restart-{restart}", forms[RECIPES[model].gradient_form]
             found = inputs.attack(name, pgd[steps], form, attacked.take(at), ball, number=restart, leave=True)
             right[at] = ~np.asarray(found.success)
         return right

@@ -6,8 +6,10 @@ import numpy as np
 
 from experiments.corruptions import CORRUPTIONS
 from experiments.cost import Speeds
+from experiments.recipes import RECIPES
+from experiments.results import measured
 from experiments.rundir import Config
-from experiments.studies.common import Inputs, Row, Study, asked, measured, pivot, score_seconds, scored_on
+from experiments.studies.common import Inputs, Row, Study, asked, pivot, score_seconds
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def measure(inputs: Inputs) -> list[Row]:
     rows = []
     for name, severity, title, images in versions:
         for model, forms in inputs.models.items():
-            for form in scored_on(model):
+            for form in RECIPES[model].scored_on:
                 kept = f"{model}-{form}-{name}-{severity:g}"
                 right = inputs.right(forms[form], clean._replace(images=images), name=kept)
                 row = {"model": model, "form": form, "corruption": name, "severity": severity, "title": title}

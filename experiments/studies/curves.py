@@ -7,17 +7,15 @@ import numpy as np
 from experiments.catalogue import KINDS, NORMS
 from experiments.cost import Speeds
 from experiments.recipes import RECIPES
+from experiments.results import measured
 from experiments.rundir import Config
 from experiments.studies.common import (
     Inputs,
     Row,
     Study,
     asked,
-    measured,
     pivot,
-    scored_on,
     step_seconds,
-    with_gradient,
 )
 from rbf_jax import attacks
 from rbf_jax.attacks import Iterative
@@ -62,7 +60,7 @@ def _curve(inputs: Inputs, model: str, norm: str, suite: dict[str, Iterative]) -
         right["predict"] = inputs.right(forms["predict"], attacked, redraws=2)
 
     def add(epsilon: float) -> None:
-        for form in scored_on(model):
+        for form in RECIPES[model].scored_on:
             title = f"{norm} {epsilon:g}"
             row = {"model": model, "form": form, "norm": norm, "epsilon": epsilon, "title": title}
             rows.append(row | measured(right[form][-1:]))
@@ -79,7 +77,7 @@ def _curve(inputs: Inputs, model: str, norm: str, suite: dict[str, Iterative]) -
             found = inputs.attack(
                 f"{model}-{norm}-{epsilon:g}-{name}",
                 attack,
-                with_gradient(model, forms),
+                forms[RECIPES[model].gradient_form],
                 attacked.take(at),
                 {"loss": name, "norm": norm} | inputs.settings["apgd"],
                 number=number,

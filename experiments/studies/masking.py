@@ -11,7 +11,7 @@ from experiments.cost import Speeds
 from experiments.recipes import RECIPES
 from experiments.results import column_title
 from experiments.rundir import Config
-from experiments.studies.common import Inputs, Row, Sample, Study, asked, budget, pivot, scored_on, step_seconds
+from experiments.studies.common import Inputs, Row, Sample, Study, asked, budget, pivot, step_seconds
 from rbf_jax import attacks, evaluate
 from rbf_jax.evaluate import Parts
 from rbf_jax.types import LogitsFn
@@ -59,7 +59,7 @@ def seconds(config: Config, settings: dict[str, Any], speed: Speeds) -> float:
     """All forms of all models."""
     del config
     steps = PASSES * settings["examples"]
-    return sum(steps * len(scored_on(model)) * step_seconds(speed, model) for model in settings["models"])
+    return sum(steps * len(RECIPES[model].scored_on) * step_seconds(speed, model) for model in settings["models"])
 
 
 def _column(row: Row) -> str:

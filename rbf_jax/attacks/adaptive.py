@@ -9,7 +9,7 @@ from jax.tree_util import Partial
 
 from rbf_jax.attacks.driver import Composed, Iterative, is_misled
 from rbf_jax.attacks.gradients import fold_in
-from rbf_jax.checks import check_key
+from rbf_jax.checks import check_single_key
 from rbf_jax.types import Array, AttackResult, Key, LogitsFn
 
 
@@ -58,9 +58,7 @@ def known_noise(logits_fn: LogitsFn, key: Key) -> Partial:
     Raises:
         ValueError: not a single key.
     """
-    check_key(key)
-    if key.shape:
-        raise ValueError(f"key must be a single key (the draw is shared by all images), got shape {key.shape}")
+    check_single_key(key)
     return Partial(_known_noise, _as_partial(logits_fn), key)
 
 

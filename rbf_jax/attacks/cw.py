@@ -10,7 +10,7 @@ from rbf_jax.attacks.driver import Best, Iterative, Problem, better, choose, is_
 from rbf_jax.attacks.gradients import Estimator, Look, exact, fold_in
 from rbf_jax.attacks.losses import Loss, hinge
 from rbf_jax.attacks.norms import L2, Linf, per_example
-from rbf_jax.checks import check_budget, check_count, check_not_negative, check_positive
+from rbf_jax.checks import check_budget, check_count, check_fraction, check_not_negative, check_positive
 from rbf_jax.types import Array, LogitsFn
 
 SCALE = 0.99
@@ -233,8 +233,7 @@ def cw_linf(
     check_count(patience, "patience")
     check_positive(largest_c, "largest_c")
     check_positive(smallest_tau, "smallest_tau")
-    if not 0 < shrink < 1:
-        raise ValueError(f"shrink must be in (0, 1), got {shrink}")
+    check_fraction(shrink, "shrink")
     loss = hinge(confidence)
 
     def begin(logits_fn: LogitsFn, p: Problem) -> _LinfState:

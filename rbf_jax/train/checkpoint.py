@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rbf_jax.checks import is_key
-from rbf_jax.files import read_npz, replacing
+from rbf_jax.files import check_facts, read_npz, replacing
 from rbf_jax.models.classifier import Variables
 
 KEEP = 2
@@ -119,11 +119,7 @@ def restore(directory: str | Path, template: Any, settings: dict[str, Any]) -> A
             raise ValueError(f"checkpoint {path} is damaged or foreign ({_first_line(error)}). {way_out}") from error
         if saved is None:
             raise ValueError(f"checkpoint {path} is damaged or foreign: it has no settings. {way_out}")
-        differing = [name for name in settings if saved.get(name) != settings[name]]
-        if differing:
-            name = differing[0]
-            wrong = f"its {name} is {saved.get(name)!r}, not {settings[name]!r}"
-            raise ValueError(f"checkpoint {path} is of another training: {wrong}. {way_out}")
+        check_facts(f"checkpoint {path} is of another training", saved, settings, way_out)
         try:
             with _quiet():
                 tree = opened.load(None, _plain(template))

@@ -150,23 +150,19 @@ def _lucky(share, key, images):
 
 
 @pytest.mark.full
+def masking_checks(model, images, labels, steps=20, **options):
+    return attacks.masking_checks(
+        KEY, model, images, labels, norm=attacks.Linf, epsilon=0.1, large_epsilon=0.5, steps=steps, **options
+    )
+
+
 def test_checks_of_a_noisy_model_need_a_judge():
     """Among many looks one is misled by luck: only the judge sees that no image is."""
     images, labels = grey(0, COUNT, SHAPE), jnp.zeros(COUNT, jnp.int32)
 
     def checks(judge):
-        return attacks.masking_checks(
-            KEY,
-            Partial(_lucky, 0.4),
-            images,
-            labels,
-            norm=attacks.Linf,
-            epsilon=0.1,
-            large_epsilon=0.5,
-            steps=20,
-            queries=5,
-            judge=judge,
-        )["robust at a large epsilon"]
+        flags = masking_checks(Partial(_lucky, 0.4), images, labels, queries=5, judge=judge)
+        return flags["robust at a large epsilon"]
 
     assert checks(None).value < 0.05
     assert checks(Partial(_lucky, 0.0)) == checks(None)._replace(raised=True, value=1.0)
@@ -178,18 +174,7 @@ def test_checks_find_nothing_on_a_sound_model():
     labels = own_labels(model, images)
     source = mlp(1, SHAPE)
     crafted = jax.jit(attacks.fgsm(attacks.Linf, epsilon=0.1))(KEY, source, images, own_labels(source, images)).images
-    flags = attacks.masking_checks(
-        KEY,
-        model,
-        images,
-        labels,
-        norm=attacks.Linf,
-        epsilon=0.1,
-        large_epsilon=0.5,
-        steps=20,
-        queries=100,
-        crafted=crafted,
-    )
+    flags = masking_checks(model, images, labels, queries=100, crafted=crafted)
     assert [name for name, flag in flags.items() if flag.raised] == []
     assert len(flags) == 7
 
@@ -205,18 +190,7 @@ def test_checks_find_softmax_outputs_and_transfer():
     images = grey(0, COUNT, SHAPE)
     labels = own_labels(bare, images)
     crafted = jax.jit(attacks.pgd(attacks.Linf, epsilon=0.1, steps=20))(KEY, bare, images, labels).images
-    flags = attacks.masking_checks(
-        KEY,
-        model,
-        images,
-        labels,
-        norm=attacks.Linf,
-        epsilon=0.1,
-        large_epsilon=0.5,
-        steps=5,
-        queries=50,
-        crafted=crafted,
-    )
+    flags = masking_checks(model, images, labels, steps=5, queries=50, crafted=crafted)
     assert flags["softmax outputs"].raised
     assert flags["transfer beats white-box"].raised
 

@@ -37,13 +37,6 @@ def test_the_last_training_images_validate():
 # Optimizers.
 
 
-@pytest.fixture
-def standard_promotion():
-    # optax multiplies parameters by Python numbers that JAX's strict promotion refuses.
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 def step_lengths(optimizer, at):
     """Length of the update of a parameter of gradient 1, at some steps."""
     params = {"kernel": jnp.zeros((1, 1)), "bias": jnp.zeros(1)}

@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import float64
+from helpers import float64, marked_images
 from jax.tree_util import Partial
 from scipy.special import log_softmax, softmax
 
 from rbf_jax import attacks, train
 from rbf_jax.models import Classifier, logits_fn
 from rbf_jax.types import AttackResult
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 SHAPE = (4, 4, 1)
 RATE = 0.5
@@ -40,20 +42,9 @@ def centred_apply(variables, images, *, train=False, key=None):
 CENTRED = Classifier(centred_init, centred_apply)
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    # optax multiplies parameters by Python numbers that JAX's strict promotion refuses.
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
 @pytest.fixture
 def examples():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(3, size=60).astype(np.int32)
-    images = rng.uniform(0, 0.8, (60, *SHAPE)).astype(np.float32)
-    images[np.arange(60), labels, 0, 0] += 0.2
-    return images, labels
+    return marked_images(60, SHAPE, 0.2)
 
 
 def fit(examples, **changes):

@@ -11,11 +11,14 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from helpers import marked_images
 from jax.tree_util import Partial
 
 from rbf_jax import train
 from rbf_jax.models import Classifier, from_nnx
 from rbf_jax.train import loop
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 SHAPE = (4, 4, 1)
 
@@ -32,24 +35,9 @@ def linear_apply(variables, images, *, train=False, key=None):
 LINEAR = Classifier(linear_init, linear_apply)
 
 
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    # optax multiplies parameters by Python numbers that JAX's strict promotion refuses.
-    with jax.numpy_dtype_promotion("standard"):
-        yield
-
-
-def make_examples():
-    rng = np.random.default_rng(0)
-    labels = rng.integers(3, size=90).astype(np.int32)
-    images = rng.uniform(0, 0.5, (90, *SHAPE)).astype(np.float32)
-    images[np.arange(90), labels, 0, 0] += 0.5
-    return images, labels
-
-
 @pytest.fixture
 def examples():
-    return make_examples()
+    return marked_images(90, SHAPE, 0.5)
 
 
 def test_smoothed_labels_are_the_released_codes():
@@ -179,9 +167,10 @@ def test_a_signal_in_the_middle_of_an_epoch_takes_effect_after_a_checkpoint(exam
 
 CHILD = """
 import sys, numpy as np, optax
-sys.path.insert(0, {folder!r})
-from test_loop import make_examples, fit
-examples = make_examples()
+sys.path[:0] = {folders!r}
+from helpers import marked_images
+from test_loop import SHAPE, fit
+examples = marked_images(90, SHAPE, 0.5)
 print("begin", flush=True)
 variables, _ = fit(examples, epochs=40, checkpoints={checkpoints!r})
 np.save({result!r}, variables["params"])
@@ -190,7 +179,7 @@ np.save({result!r}, variables["params"])
 
 def test_killed_at_random_times_it_ends_the_same(examples, tmp_path):
     paths = {
-        "folder": str(Path(__file__).parent),
+        "folders": [str(Path(__file__).parent), str(Path(__file__).parents[1])],
         "checkpoints": str(tmp_path / "c"),
         "result": str(tmp_path / "r.npy"),
     }
