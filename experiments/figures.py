@@ -1,18 +1,20 @@
 """The figures of a report: the paper's for a configuration, and the curves of the studies that were run."""
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
-from experiments import evaluation, results, studies
+from experiments import evaluation, learn, results, studies
 from experiments.catalogue import NORMS, Cell, cells
 from experiments.evaluation import Models
 from experiments.learn import Examples
 from experiments.recipes import RECIPES
 from experiments.rundir import Config, Run
-from rbf_jax import PRESETS, attacks, evaluate, plots, reconstruct, saliency
+from rbf_jax import PRESETS, attacks, evaluate, parallel, plots, reconstruct, saliency
 from rbf_jax.evaluate import Parts
 from rbf_jax.files import read_json
 from rbf_jax.plots import Figure
@@ -46,7 +48,8 @@ def sections(run: Run, test: Examples, filters: RBFFilters, forms: Models) -> li
 def _reconstructions(run: Run, test: Examples, filters: RBFFilters, forms: Models) -> Iterator[Section]:
     """Fig. 3, for the first defended model that PGD attacked in each norm, and some of the images."""
     config = run.config
-    rebuilt = jax.jit(lambda images: reconstruct(filters, images, PRESETS[config.preset].test))
+    front = Partial(reconstruct, filters, beta1=PRESETS[config.preset].test)
+    rebuilt = functools.partial(learn.rebuilt, front)
     first = {norm: _attacked(config, forms, "pgd", norm)[:1] for norm in NORMS}
     for number, (norm, cell) in enumerate((norm, cell) for norm, found in first.items() for cell in found):
         rows = evaluation.drawn(config, min(cell.examples, POINTS))
@@ -138,7 +141,10 @@ def _gradients(test: Examples, forms: Models) -> Iterator[Section]:
     if not forms:
         return
     gradients, clean, labels = jax.jit(saliency.loss_gradients), test.images[:SHOWN], test.labels[:SHOWN]
-    maps = {name: gradients(jax.random.key(0), model["static"], clean, labels) for name, model in forms.items()}
+    maps = {
+        name: parallel.fetch(gradients(jax.random.key(0), model["static"], clean, labels))
+        for name, model in forms.items()
+    }
     yield (
         "Loss gradients (Fig. 5)",
         "Gradient of each image's cross-entropy with respect to its pixels, in one step, for each model without noise. "

@@ -1,21 +1,24 @@
 """What the entry points share: their flags, the run directory, and how they fail."""
 
+import contextlib
 import json
 import os
 import shutil
 import sys
+import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import learn, rundir, tables
 from experiments.provenance import ROOT
 from experiments.recipes import RECIPES
-from rbf_jax import checks, rbf
+from rbf_jax import checks, parallel, rbf
 from rbf_jax.files import replacing
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file, :PROFILE behind it")
@@ -24,6 +27,15 @@ DATA_DIR = flags.DEFINE_string("data_dir", os.environ.get("DATA_DIR") or None, "
 FILTERS = flags.DEFINE_string(
     "filters", os.environ.get("FILTERS") or None, "file of the authors' released filters, for rcnn_released"
 )
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "work together with other processes: all are started with the same flags and one workdir"
+)
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0; a TPU slice and Slurm say it themselves"
+)
+PROCESSES = flags.DEFINE_integer("processes", None, "how many processes there are; likewise")
+JOIN = flags.DEFINE_integer("join_seconds", 300, "how long to wait for the others to start")
+PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0; likewise")
 PUBLISH = flags.DEFINE_bool("publish", False, "also copy what was found into results/ of the checkout")
 
 
@@ -74,6 +86,52 @@ def publish_record(name: str, record: dict[str, Any], ledgers: dict[str, Path]) 
     tables.main()
 
 
+def _join() -> None:
+    """Waits for the other processes.
+
+    Raises:
+        ValueError: which they are is neither said nor known.
+    """
+
+    def give_up() -> None:
+        where = f" at {COORDINATOR.value}" if COORDINATOR.value else ""
+        missing = f"not all {PROCESSES.value or ''} processes have met{where} within {JOIN.value} s".replace("  ", " ")
+        print(f"\n{missing}: start every one with the same flags, or wait longer (--join_seconds)", file=sys.stderr)
+        os._exit(2)
+
+    print(f"waiting up to {JOIN.value} s for the other processes", file=sys.stderr, flush=True)
+    # JAX itself would end the process from within, with a dump of its stack.
+    timer = threading.Timer(JOIN.value, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            COORDINATOR.value, PROCESSES.value, PROCESS.value, initialization_timeout=JOIN.value + 60
+        )
+    except (RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"--distributed cannot begin ({error}). Name the profile in --config, and where the processes meet: "
+            "--coordinator=HOST:PORT --processes=N --process=I"
+        ) from error
+    finally:
+        timer.cancel()
+
+
+@contextlib.contextmanager
+def _devices() -> Iterator[None]:
+    """Splits batches over all devices there are; of several processes the first one speaks."""
+    if DISTRIBUTED.value:
+        _join()
+    with contextlib.ExitStack() as stack:
+        if jax.device_count() > 1:
+            stack.enter_context(jax.set_mesh(parallel.mesh()))
+        if jax.process_index() > 0:
+            silence = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(silence))
+            stack.enter_context(contextlib.redirect_stderr(silence))
+        yield
+
+
 def main(job: Callable[[], None], needs: str = "config") -> None:
     """Runs a job as a program that needs a flag: a failure that the user can mend is one message and exit code 2."""
 
@@ -82,7 +140,16 @@ def main(job: Callable[[], None], needs: str = "config") -> None:
             raise app.UsageError(f"unknown argument {arguments[1]!r}")
         logging.set_verbosity(logging.WARNING)  # absl shows JAX's remarks on platforms that are not there
         try:
-            job()
+            with _devices():
+                job()
+        except jax.errors.JaxRuntimeError as error:
+            if not DISTRIBUTED.value:
+                raise
+            reason = str(error).splitlines()[0][:200]
+            print(
+                f"\na process is gone ({reason}). Start all again: they go on from the last checkpoint", file=sys.stderr
+            )
+            os._exit(3)  # an orderly end would wait for it
         except (OSError, ValueError, FloatingPointError) as error:
             if os.environ.get("RBF_JAX_TRACEBACK"):
                 traceback.print_exc()

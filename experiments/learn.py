@@ -143,11 +143,11 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
         epsilon = optax.linear_schedule(0.0, settings.epsilon, settings.ramp_epochs * batches)
     elif front is not None:
         # Without noise in training, reconstructions are the same in every epoch: they are computed once.
-        inputs, validation = jax.jit(front)(images), jax.jit(front)(validation)
+        inputs, validation = rebuilt(front, images), rebuilt(front, validation)
     mirrored = None
     if config.train.flips:
-        flipped = jnp.flip(images, 2)
-        mirrored = flipped if front is None or recipe.adversarial else jax.jit(front)(flipped)
+        flipped = np.flip(examples.train.images, 2)
+        mirrored = jnp.asarray(flipped if front is None or recipe.adversarial else rebuilt(front, flipped))
 
     def augment(epoch: int, variables: Variables) -> train.Augmentation | None:
         parts = [] if mirrored is None else [train.flip(mirrored)]
@@ -173,7 +173,7 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
         augment=augment,
         attack=attack,
         epsilon=epsilon,
-        validation=(jnp.asarray(validation), jnp.asarray(examples.validation.labels)),
+        validation=(validation, examples.validation.labels),
         checkpoints=run.directory / "checkpoints" / name,
         log=lambda record: run.log({"stage": "train", "model": name} | record),
         progress=f"training {name}",
@@ -265,6 +265,11 @@ def forms(config: Config, filters: RBFFilters | None, name: str, variables: Vari
     if recipe.gradient_form == "bpda":
         found["bpda"] = attacks.straight_through(Partial(keyed, front), logits_fn)
     return found
+
+
+def rebuilt(front: Partial, images: Array) -> np.ndarray:
+    """What a front end makes of many images."""
+    return evaluate.predict(jax.random.key(0), Partial(keyed, front), images, batch_size=500)
 
 
 def keyed(front: Partial, key: Key, images: Array) -> Array:

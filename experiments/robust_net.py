@@ -36,7 +36,10 @@ OTHERS = {"PGD-40": 96.07, "PGD-1000": 95.60, "FAB": 93.33, "AutoAttack": 92.81,
 """Robust accuracy that attacks of others left, of all 10,000 images: the network's leaderboard, and AutoAttack's."""
 
 FEW = 1000
-"""Survivors of the least margin, who are attacked once more."""
+"""Survivors of the least margin at PGD-40's image, who are attacked once more."""
+
+PGD_1000 = 2500
+"""Images of the least margin there, on whom PGD-1000 runs; the others count as robust."""
 
 
 def network(params: dict[str, Array], key: Key, images: Array) -> Array:
@@ -82,6 +85,10 @@ def load(path: Path) -> Partial:
     return Partial(network, {name: jnp.asarray(array) for name, array in params.items()})
 
 
+def _pgd(steps: int, random_start: bool = True) -> attacks.Iterative:
+    return attacks.pgd(attacks.Linf, epsilon=EPSILON, steps=steps, step_size=0.01, random_start=random_start)
+
+
 def stages(images: int) -> dict[str, tuple[dict[str, attacks.Iterative], int]]:
     """By name: a suite, and how many survivors of least margin it is for (all: the number of images)."""
     standard = attacks.autoattack("standard", attacks.Linf, epsilon=EPSILON)
@@ -89,18 +96,24 @@ def stages(images: int) -> dict[str, tuple[dict[str, attacks.Iterative], int]]:
         "apgd-t x4": attacks.apgd_t(attacks.Linf, epsilon=EPSILON, restarts=4),
         "square-20000": attacks.square(attacks.Linf, epsilon=EPSILON, queries=20_000),
     }
-
-    def pgd(steps: int, random_start: bool = True) -> attacks.Iterative:
-        return attacks.pgd(attacks.Linf, epsilon=EPSILON, steps=steps, step_size=0.01, random_start=random_start)
-
     return {
         # From the image itself they meet the board's figure; from a random start, in PyTorch too, they leave more.
-        "PGD-40": ({"pgd-40": pgd(40, random_start=False)}, images),
-        "PGD-40 from a random start": ({"pgd-40": pgd(40)}, images),
+        "PGD-40": ({"pgd-40": _pgd(40, random_start=False)}, images),
+        "PGD-40 from a random start": ({"pgd-40": _pgd(40)}, images),
         "AutoAttack": (standard, images),
         "more on the weakest survivors": (more, FEW),
-        "PGD-1000": ({"pgd-1000": pgd(1000)}, images),
+        "PGD-1000": ({"pgd-1000": _pgd(1000)}, PGD_1000),
     }
+
+
+def weakest(logits_fn: Partial, images: Array, labels: Array, folder: Path) -> np.ndarray:
+    """Indices of the images, the one of the least margin under PGD-40 first."""
+    parts = Parts(folder, {"attack": "pgd-40"})
+    found = evaluate.run_attack(
+        jax.random.key(2), _pgd(40), logits_fn, images, labels, batch_size=256, parts=parts, progress="margins"
+    )
+    logits = evaluate.predict(jax.random.key(0), logits_fn, found.images, batch_size=256)
+    return np.argsort(-np.asarray(attacks.margin(jnp.asarray(logits), jnp.asarray(labels), None)))
 
 
 def job() -> None:
@@ -109,12 +122,11 @@ def job() -> None:
     split = data.load("mnist", "test", jobs.DATA_DIR.value)
     images, labels = data.as_float(split.images[:total]), split.labels[:total]
     directory = jobs.run_directory(f"robust-net-{total}")
-    clean = evaluate.predict(jax.random.key(0), logits_fn, images, batch_size=256)
-    weakest = np.argsort(-np.asarray(attacks.margin(jnp.asarray(clean), jnp.asarray(labels), None)))
+    order = weakest(logits_fn, images, labels, directory / "margins")
     left, figures = np.ones(total, bool), {}
     for name, (suite, few) in stages(total).items():
         alone, folder = name.startswith("PGD"), directory / name.replace(" ", "-")
-        chosen = np.arange(total) if alone else np.sort([row for row in weakest if left[row]][:few])
+        chosen = np.arange(total) if alone else np.sort([row for row in order if left[row]][:few])
         result = evaluate.run_suite(
             jax.random.key(1),
             suite,

@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 import rbf_jax
 from rbf_jax.files import read_json, replacing
 
@@ -23,6 +25,8 @@ class Run(NamedTuple):
 
     def log(self, record: dict[str, Any]) -> None:
         """Adds a line to ``log.jsonl``, with the time. A stage that was killed and went on may appear twice."""
+        if jax.process_index() > 0:  # one of several processes says it
+            return
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | record)
         path = self.directory / "log.jsonl"
         try:

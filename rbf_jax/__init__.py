@@ -10,6 +10,7 @@ from rbf_jax import data as data
 from rbf_jax import em as em
 from rbf_jax import evaluate as evaluate
 from rbf_jax import models as models
+from rbf_jax import parallel as parallel
 from rbf_jax import patches as patches
 from rbf_jax import rbf as rbf
 from rbf_jax import reconstruction as reconstruction

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
+from rbf_jax import parallel
 from rbf_jax.checks import check_count, check_fraction, check_images, check_positive, check_single_key
 from rbf_jax.types import Array, Key, LogitsFn
 
@@ -64,16 +65,24 @@ def _count(logits_fn: LogitsFn, key: Key, image: Array, sigma: Array, n: Array, 
         said = logits.argmax(-1)[:, None] == jnp.arange(logits.shape[-1])
         return (said & counted[:, None]).sum(0, dtype=jnp.int32)
 
-    start = jnp.zeros(jax.eval_shape(one_batch, 0).shape, jnp.int32)
-    # How many batches there are is traced: n0 and n share one program.
-    return jax.lax.fori_loop(0, -(-n // batch_size), lambda batch, counts: counts + one_batch(batch), start)
+    devices, classes = parallel.count(), jax.eval_shape(one_batch, 0).shape
+
+    def on_device(number: Array) -> Array:
+        def turn(at: Array | int, counts: Array) -> Array:
+            return counts + one_batch(at * devices + number[0])
+
+        # How many batches there are is traced: n0 and n share one program.
+        turns = -(-n // (batch_size * devices))
+        return jax.lax.fori_loop(0, turns, turn, jnp.zeros(classes, jnp.int32))[None]
+
+    return parallel.per_device(on_device)(jnp.arange(devices)).sum(0)
 
 
 def _sample(key: Key, logits_fn: LogitsFn, image: Array, sigma: float, n: int, batch_size: int) -> np.ndarray:
     if not isinstance(logits_fn, Partial):
         logits_fn = Partial(logits_fn)
     counts = _count(logits_fn, key, jnp.asarray(image), jnp.float32(sigma), jnp.int32(n), batch_size=batch_size)
-    return np.asarray(counts)
+    return parallel.fetch(counts)
 
 
 def certified_radius(count: int, n: int, alpha: float, sigma: float) -> float:
@@ -135,7 +144,7 @@ def certify(
         n0: samples that pick the class, at least 1.
         n: samples that bound its probability, at least 1.
         alpha: probability that the certificate may be wrong, in (0, 1).
-        batch_size: samples at a time.
+        batch_size: samples at a time on each device.
 
     Returns:
         The certificate.
@@ -177,7 +186,7 @@ def predict(
         sigma: standard deviation of the noise, above 0.
         n: samples, at least 1.
         alpha: probability that the class may be wrong, in (0, 1).
-        batch_size: samples at a time.
+        batch_size: samples at a time on each device.
 
     Returns:
         The class, or `ABSTAIN`.

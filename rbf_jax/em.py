@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from rbf_jax import parallel
 from rbf_jax.checks import check_count, check_images, check_key, check_not_negative, check_positive
 from rbf_jax.em_gradient import fit_gradient as fit_gradient
 from rbf_jax.patches import extract_patches, patch_grid
@@ -169,13 +170,14 @@ def best_filters(state: EMState, patches: Array, *, variance_floor: float) -> tu
     return best & (size - 1), score
 
 
-def e_step(state: EMState, images: Array, *, config: EMConfig = MNIST) -> EMStatistics:
+def e_step(state: EMState, images: Array, *, config: EMConfig = MNIST, counted: Array | None = None) -> EMStatistics:
     """Assigns every patch of the images to its best filter, or to the pooled new cluster; sums what `m_step` needs.
 
     Args:
         state: the filters so far.
         images: float32 ``(B, H, W, C)`` in [0, 1].
         config: the rules.
+        counted: bool ``(B,)``, the images that have a part in the sums; None for all.
 
     Returns:
         The sums. Those of several sets of images add up (`jax.tree.map(jnp.add, ...)`).
@@ -186,13 +188,18 @@ def e_step(state: EMState, images: Array, *, config: EMConfig = MNIST) -> EMStat
     grows = (state.step < config.growth_steps) & (state.alpha > 0)
     threshold = jnp.log(jnp.maximum(state.alpha, 1e-30)) + config.offset
 
-    def add_tile(total: EMStatistics, tile: Array) -> tuple[EMStatistics, None]:
+    def add_tile(total: EMStatistics, xs: tuple[Array, Array | None]) -> tuple[EMStatistics, None]:
+        tile, counted = xs
         patches = extract_patches(tile, config.size).reshape(-1, means.shape[1])
         index, score = best_filters(state, patches, variance_floor=config.variance_floor)
         # Without any filter the score is no number, hence not (score >= threshold).
         new = grows & ~(score >= threshold)
         index = jnp.where(new, size, index)
         offsets = patches - means[index]
+        if counted is not None:
+            counted = jnp.repeat(counted, patches.shape[0] // tile.shape[0])
+            score = jnp.where(counted, score, 0.0)
+            index = jnp.where(counted, index, size + 1)  # beyond the segments: left out
         columns = [offsets, jnp.sum(offsets**2, -1, keepdims=True), jnp.ones_like(offsets[:, :1])]
         sums = jax.ops.segment_sum(jnp.concatenate(columns, -1), index, size + 1)
         part = EMStatistics(sums[:, -1], sums[:, :-2], sums[:, -2], jnp.sum(jnp.where(new, 0.0, score)))
@@ -201,7 +208,8 @@ def e_step(state: EMState, images: Array, *, config: EMConfig = MNIST) -> EMStat
     most = tile_images(images.shape, config.size, size)
     tile = max(number for number in range(1, most + 1) if images.shape[0] % number == 0)
     zero = EMStatistics(jnp.zeros(size + 1), jnp.zeros(means.shape), jnp.zeros(size + 1), jnp.zeros(()))
-    return jax.lax.scan(add_tile, zero, images.reshape(-1, tile, *images.shape[1:]))[0]
+    tiles = jax.tree.map(lambda array: array.reshape(-1, tile, *array.shape[1:]), (images, counted))
+    return jax.lax.scan(add_tile, zero, tiles)[0]
 
 
 def m_step(state: EMState, statistics: EMStatistics, *, config: EMConfig = MNIST) -> tuple[EMState, EMStep]:
@@ -243,8 +251,12 @@ def m_step(state: EMState, statistics: EMStatistics, *, config: EMConfig = MNIST
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _step(state: EMState, images: Array, config: EMConfig) -> tuple[EMState, EMStep]:
-    return m_step(state, e_step(state, images, config=config), config=config)
+def _step(state: EMState, images: Array, config: EMConfig, counted: Array | None = None) -> tuple[EMState, EMStep]:
+    def on_device(images: Array, counted: Array | None) -> EMStatistics:
+        return jax.tree.map(lambda sums: sums[None], e_step(state, images, config=config, counted=counted))
+
+    parts = parallel.per_device(on_device)(images, counted)
+    return m_step(state, jax.tree.map(lambda sums: sums.sum(0), parts), config=config)
 
 
 def _with_room(state: EMState) -> EMState:
@@ -297,12 +309,17 @@ def fit(
     first = int(current.step)
     if first >= config.steps:
         raise ValueError(f"steps must be above the {first} M-steps that the state has behind it, got {config.steps}")
-    history = []
+    history, images = [], np.asarray(images)
+    # Images that fill up the devices' parts are not counted.
+    filled = -(-config.images_per_step // parallel.count()) * parallel.count()
+    counted = None
+    if filled > config.images_per_step:
+        counted = parallel.take(np.arange(filled) < config.images_per_step, np.arange(filled))
     with tqdm(total=config.steps, initial=first, desc="EM", unit="step", disable=not progress) as bar:
         for step in range(first, config.steps):
             current = _with_room(current)
-            rows = np.arange(step * config.images_per_step, (step + 1) * config.images_per_step) % images.shape[0]
-            current, report = _step(current, jnp.asarray(images[rows]), config)
+            rows = (step * config.images_per_step + np.arange(filled)) % images.shape[0]
+            current, report = _step(current, parallel.take(images, rows), config, counted)
             history.append(report)
             bar.set_postfix(filters=int(report.num_filters), refresh=False)
             bar.update()

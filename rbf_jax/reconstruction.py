@@ -15,6 +15,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from rbf_jax import parallel
 from rbf_jax.checks import (
     check_choice,
     check_count,
@@ -145,7 +146,13 @@ def _check(filters: RBFFilters, images: Array, beta1: Array | float) -> None:
 def _map_tiles(function: Callable[..., Array], filters: RBFFilters, images: Array, *more: Array) -> Array:
     """Applies the function to single images in tiles, forgetting all that is inside for the backward pass."""
     tile = tile_images(images.shape, filters.size, filters.means.shape[0])
-    return jax.lax.map(lambda xs: jax.checkpoint(function)(*xs), (images, *more), batch_size=tile)
+
+    def on_device(*arrays: Array) -> Array:
+        return jax.lax.map(lambda xs: jax.checkpoint(function)(*xs), arrays, batch_size=tile)
+
+    # XLA would gather what a loop goes over.
+    divisible = images.shape[0] % parallel.count() == 0
+    return (parallel.per_device(on_device) if divisible else on_device)(images, *more)
 
 
 def reconstruct(

@@ -9,12 +9,13 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "rbf_jax"
 
-# What each part may import of the package. `types`, `checks` and `files` are the ground that all stand on.
-GROUND = {"types", "checks", "files"}
+# What each part may import of the package. These four are the ground that all stand on.
+GROUND = {"types", "checks", "files", "parallel"}
 MAY_IMPORT = {
     "types": set(),
     "checks": {"types"},
     "files": set(),
+    "parallel": {"types", "checks"},
     "patches": GROUND,
     "rbf": GROUND | {"patches"},
     "em_gradient": GROUND | {"patches", "rbf"},

@@ -1,5 +1,9 @@
-"""Models and attacks over whole data sets, in batches of one shape, so that nothing is compiled twice."""
+"""Models and attacks over whole data sets, in batches of one shape, so that nothing is compiled twice.
 
+Under a mesh (`rbf_jax.parallel`) every device works on a batch of its own.
+"""
+
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +13,9 @@ import numpy as np
 from jax.tree_util import Partial
 from tqdm import tqdm
 
+from rbf_jax import parallel
 from rbf_jax.attacks import Composed, Iterative
+from rbf_jax.attacks.driver import Problem
 from rbf_jax.checks import check_count, check_images, check_key, check_labels
 from rbf_jax.evaluate.ledger import Parts, fingerprint
 from rbf_jax.evaluate.live import run_live
@@ -27,27 +33,37 @@ def _in_batches(
 ) -> tuple[np.ndarray, ...]:
     """Applies function (rows, *slices) -> arrays ``(B, ...)`` batch by batch, and joins what comes out.
 
-    The last batch is filled up with its last example, then cut. With parts every batch is kept there.
+    The last batch is filled up with its last example, then cut. With parts every batch is kept there. As many batches
+    as there are devices go together, and make the B of the function.
     """
     total = len(arrays[0])
     rows = np.arange(total) if rows is None else np.asarray(rows)
     if rows.shape != (total,):
         raise ValueError(f"rows must be the {total} examples' indices, got shape {rows.shape}")
     check_count(batch_size, "batch_size")
-    size = min(batch_size, total)
+    devices = parallel.count()
+    # Kept batches do not depend on the devices, so that a run may go on with more or fewer of them.
+    size = min(batch_size, -(-total // devices) if parts is None else total)
     if parts is not None:
         parts.open(fingerprint(inputs, rows, arrays), size)
+    arrays = tuple(np.asarray(array) for array in arrays)
 
     def compute(start: int) -> tuple[np.ndarray, ...]:
-        taken = np.minimum(np.arange(start, start + size), total - 1)
-        result = function(jnp.asarray(rows[taken]), *(jnp.asarray(array[taken]) for array in arrays))
-        return tuple(np.asarray(array)[: total - start] for array in result)
+        taken = np.minimum(np.arange(start, start + size * devices), total - 1)
+        result = function(*parallel.take((rows, *arrays), taken))
+        return tuple(parallel.fetch(array)[: total - start] for array in result)
 
     done = []
     with tqdm(total=total, desc=progress, unit="image", disable=progress is None) as bar:
-        for start in range(0, total, size):
-            done.append(compute(start) if parts is None else parts.kept(start, lambda start=start: compute(start)))
-            bar.update(min(size, total - start))
+        for start in range(0, total, size * devices):
+            together = functools.cache(functools.partial(compute, start))
+            for first in range(start, min(start + size * devices, total), size):
+
+                def cut(first: int = first - start, together: Callable[[], Any] = together) -> tuple[np.ndarray, ...]:
+                    return tuple(array[first : first + size] for array in together())
+
+                done.append(cut() if parts is None else parts.kept(first, cut))
+                bar.update(min(size, total - first))
     return tuple(np.concatenate(arrays) for arrays in zip(*done, strict=True))
 
 
@@ -57,7 +73,7 @@ def _fold_in(key: Key, rows: Array) -> Key:
 
 @jax.jit
 def _apply(logits_fn: LogitsFn, key: Key, rows: Array, images: Array) -> tuple[Array]:
-    return (logits_fn(_fold_in(key, rows), images),)
+    return (parallel.per_device(lambda rows, images: logits_fn(_fold_in(key, rows), images))(rows, images),)
 
 
 def predict(
@@ -89,7 +105,17 @@ def predict(
 
 @jax.jit
 def _attack(attack: Any, logits_fn: LogitsFn, key: Key, rows: Array, arguments: dict[str, Array]) -> AttackResult:
-    return attack(_fold_in(key, rows), logits_fn, **arguments)
+    def on_device(rows: Array, arguments: dict[str, Array]) -> AttackResult:
+        return attack(_fold_in(key, rows), logits_fn, **arguments)
+
+    return parallel.per_device(on_device)(rows, arguments)
+
+
+def _pose(attack: Iterative, key: Key, rows: Array, arguments: dict[str, Array]) -> Problem:
+    def on_device(rows: Array, arguments: dict[str, Array]) -> Problem:
+        return attack.pose(_fold_in(key, rows), **arguments)
+
+    return parallel.per_device(on_device)(rows, arguments)
 
 
 POOL = 4
@@ -149,8 +175,7 @@ def run_attack(
         arguments = dict(zip(given, batch, strict=True))
         if leaving is None:
             return _attack(argument, logits_fn, key, rows, arguments)
-        problem = leaving.pose(_fold_in(key, rows), **arguments)
-        return run_live(leaving, logits_fn, problem, batch_size=batch_size)
+        return run_live(leaving, logits_fn, _pose(leaving, key, rows, arguments), batch_size=batch_size)
 
     size = batch_size * POOL if leaving else batch_size
     arrays = tuple(given.values())
@@ -159,11 +184,14 @@ def run_attack(
 
 @jax.jit
 def _survives(logits_fn: LogitsFn, keys: Key, rows: Array, images: Array, labels: Array) -> tuple[Array]:
-    def once(key: Key) -> Array:
-        logits = logits_fn(_fold_in(key, rows), images)
-        return (logits.argmax(-1) == labels) & ~jnp.isnan(logits).any(-1)
+    def on_device(rows: Array, images: Array, labels: Array) -> Array:
+        def once(key: Key) -> Array:
+            logits = logits_fn(_fold_in(key, rows), images)
+            return (logits.argmax(-1) == labels) & ~jnp.isnan(logits).any(-1)
 
-    return (jax.lax.map(once, keys).T,)
+        return jax.lax.map(once, keys).T
+
+    return (parallel.per_device(on_device)(rows, images, labels),)
 
 
 def survival(

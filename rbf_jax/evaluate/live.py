@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rbf_jax import parallel
 from rbf_jax.attacks import Iterative
 from rbf_jax.attacks.driver import Problem
 from rbf_jax.types import Array, AttackResult, LogitsFn
@@ -21,30 +22,35 @@ LEAST_BATCH = 8
 
 @jax.jit
 def _begin(attack: Iterative, logits_fn: LogitsFn, problem: Problem) -> Any:
-    return attack.begin(logits_fn, problem)
+    return parallel.per_device(lambda problem: attack.begin(logits_fn, problem))(problem)
 
 
 @jax.jit
 def _advance(
     attack: Iterative, first: Array, last: Array, logits_fn: LogitsFn, problem: Problem, state: Any
 ) -> tuple[Any, Array]:
-    state = attack.advance(first, last, logits_fn, problem, state)
-    return state, attack.broken(problem, state)
+    def on_device(problem: Problem, state: Any) -> tuple[Any, Array]:
+        state = attack.advance(first, last, logits_fn, problem, state)
+        return state, attack.broken(problem, state)
+
+    return parallel.per_device(on_device)(problem, state)
 
 
 @jax.jit
 def _finish(attack: Iterative, logits_fn: LogitsFn, problem: Problem, state: Any) -> AttackResult:
-    return attack.finish(logits_fn, problem, state)
+    return parallel.per_device(lambda *of_device: attack.finish(logits_fn, *of_device))(problem, state)
 
 
 def _batches(rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Parts of the rows, each with itself filled up to the batch size or, at the end, to a power of two.
+    """Parts of the rows, each filled up to the batch size or, at the end, to a power of two on each device.
 
     So there are few shapes to compile, however many examples are left.
     """
-    for start in range(0, len(rows), batch_size):
-        part = rows[start : start + batch_size]
-        size = min(max(LEAST_BATCH, 1 << (len(part) - 1).bit_length()), batch_size)
+    devices = parallel.count()
+    for start in range(0, len(rows), batch_size * devices):
+        part = rows[start : start + batch_size * devices]
+        most = -(-len(part) // devices)
+        size = devices * min(max(LEAST_BATCH, 1 << (most - 1).bit_length()), batch_size)
         yield part, np.concatenate([part, np.full(size - len(part), part[-1])])
 
 
@@ -65,22 +71,23 @@ def run_live(
         attack: whose examples do not act on one another.
         logits_fn: the model, a ``jax.tree_util.Partial``.
         problem: from ``attack.pose``, N examples.
-        batch_size: examples at a time.
+        batch_size: examples at a time on each device.
         progress: is told how many more examples are done; parts of one count.
 
     Returns:
         The result as NumPy arrays over all N.
     """
-    keys, rest = problem.keys, jax.tree.map(np.asarray, problem._replace(keys=None))
-    total = len(problem.labels)
+    kind, total = jax.random.key_impl(problem.keys), len(problem.labels)
+    posed_all = parallel.fetch(problem._replace(keys=jax.random.key_data(problem.keys)))
 
     def posed(rows: np.ndarray) -> Problem:
-        return jax.tree.map(lambda array: array[rows], rest)._replace(keys=keys[rows])
+        here = parallel.take(posed_all, rows)
+        return here._replace(keys=jax.random.wrap_key_data(here.keys, impl=kind))
 
     def gather(function: Callable[[np.ndarray], Any], rows: np.ndarray, kept: Any) -> Any:
         """Puts function(rows) -> tree of arrays, batch by batch, into the rows of the kept tree."""
         for part, filled in _batches(rows, batch_size):
-            found = jax.tree.map(np.asarray, function(filled))
+            found = parallel.fetch(function(filled))
             if kept is None:
                 kept = jax.tree.map(lambda array: np.empty((total, *array.shape[1:]), array.dtype), found)
             for into, array in zip(jax.tree.leaves(kept), jax.tree.leaves(found), strict=True):
@@ -94,8 +101,7 @@ def run_live(
         last = min(first + length, attack.count)
 
         def segment(rows: np.ndarray, first: int = first, last: int = last) -> Any:
-            here = jax.tree.map(lambda array: array[rows], state)
-            return _advance(attack, np.int32(first), np.int32(last), logits_fn, posed(rows), here)
+            return _advance(attack, np.int32(first), np.int32(last), logits_fn, posed(rows), parallel.take(state, rows))
 
         _, broken = gather(segment, live, (state, np.zeros(total, bool)))
         left = live[broken[live]]
@@ -104,6 +110,6 @@ def run_live(
         length = min(2 * length, max(FIRST_SEGMENT, attack.count // SEGMENTS))
 
     def finished(rows: np.ndarray) -> AttackResult:
-        return _finish(attack, logits_fn, posed(rows), jax.tree.map(lambda array: array[rows], state))
+        return _finish(attack, logits_fn, posed(rows), parallel.take(state, rows))
 
     return gather(finished, np.arange(total), None)

@@ -17,13 +17,14 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
+from rbf_jax import parallel
 from rbf_jax.checks import check_count, check_images, check_key, check_labels
 from rbf_jax.models import Classifier, logits_fn
 from rbf_jax.models.classifier import Variables
 from rbf_jax.train import checkpoint
 from rbf_jax.train.augmentation import Augmentation
 from rbf_jax.train.losses import cross_entropy, smoothed_labels
-from rbf_jax.types import Array, Attack, Key
+from rbf_jax.types import Array, Attack, Key, LogitsFn
 
 VALIDATION_BATCH = 500
 CALL_SECONDS = 1.0
@@ -105,7 +106,7 @@ def make_step(
         if attack is not None:
             attack_key, key = jax.random.split(key)
             radius = None if epsilon is None else jnp.float32(epsilon(state.step))
-            images = attack(attack_key, logits_fn(classifier, state.variables), images, labels, epsilon=radius).images
+            images = _attacked(attack, attack_key, logits_fn(classifier, state.variables), images, labels, radius)
 
         def loss(params: Variables) -> tuple[Array, tuple[Array, Variables]]:
             logits, extra = classifier.apply({**state.variables, "params": params}, images, train=True, key=key)
@@ -118,6 +119,15 @@ def make_step(
         return TrainState({**extra, "params": params}, opt_state, state.step + 1), info
 
     return step
+
+
+def _attacked(
+    attack: Attack, key: Key, logits_fn: LogitsFn, images: Array, labels: Array, epsilon: Array | None
+) -> Array:
+    def on_device(keys: Key, images: Array, labels: Array) -> Array:
+        return attack(keys, logits_fn, images, labels, epsilon=epsilon).images
+
+    return parallel.per_device(on_device)(jax.random.split(key, len(images)), images, labels)
 
 
 def fit(
@@ -170,27 +180,29 @@ def fit(
         FloatingPointError: the loss became NaN or infinite; the last checkpoint is from before.
     """
     check_key(key)
-    images, labels = jnp.asarray(images), jnp.asarray(labels)
+    images, labels = parallel.fetch((images, labels))
     check_images(images)
     check_labels(labels, images.shape[0])
     check_count(epochs, "epochs")
     check_count(batch_size, "batch_size")
     if batch_size > images.shape[0]:
         raise ValueError(f"batch_size must be at most the {images.shape[0]} images, got {batch_size}")
+    if batch_size % parallel.count():
+        raise ValueError(f"batch_size must be a multiple of the {parallel.count()} devices, got {batch_size}")
     if validation is not None:
         check_images(validation[0], "validation")
         check_labels(validation[1], len(validation[0]), name="validation labels")
 
     init_key, order_key, step_key = jax.random.split(key, 3)
     batches = images.shape[0] // batch_size
-    advance = _make_advance(make_step(classifier, optimizer, attack=attack, epsilon=epsilon), step_key, batch_size)
+    advance = _make_advance(make_step(classifier, optimizer, attack=attack, epsilon=epsilon), step_key)
     count_hits = jax.jit(lambda variables, x, y: (classifier.apply(variables, x)[0].argmax(-1) == y).sum())
     history = History(*(jnp.full(epochs, jnp.nan) for _ in History._fields))
     run = _Run(init(init_key, classifier, optimizer, images.shape[1:]), history, _no_info())
     settings = {
         "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "images": [*images.shape, zlib.crc32(np.asarray(images).data)],
-        "labels": zlib.crc32(np.asarray(labels).data),
+        "images": [*images.shape, zlib.crc32(np.ascontiguousarray(images).data)],
+        "labels": zlib.crc32(np.ascontiguousarray(labels).data),
         "epochs": epochs,
         "batch_size": batch_size,
     }
@@ -205,7 +217,10 @@ def fit(
     run = jax.tree.map(jnp.copy, run)  # the loop donates its buffers; the classifier's first ones may be the caller's
     with tqdm(total=epochs * batches, initial=step, desc=progress, unit="step", disable=progress is None) as bar:
         for epoch in range(step // batches, epochs):
-            order = jax.random.permutation(jax.random.fold_in(order_key, epoch), images.shape[0])
+            order = np.asarray(jax.random.permutation(jax.random.fold_in(order_key, epoch), images.shape[0]))
+            order = order[: batches * batch_size].reshape(batches, batch_size)
+            # Each device is handed its part of the epoch's batches.
+            data = parallel.take((np.arange(len(images)), images, labels), order, axis=1)
             # Signals act at once while this lasts: the checkpoint before is all that there is to keep.
             augmentation = None if augment is None else augment(epoch, run.state.variables)
             began, first, last = time.perf_counter(), step, (epoch + 1) * batches
@@ -213,13 +228,14 @@ def fit(
                 while step < last and not interrupted():
                     count = min(calls, last - step)
                     call_began = time.perf_counter()
-                    run = advance(run, images, labels, augmentation, order, step - epoch * batches, count)
+                    run = advance(run, data, augmentation, step - epoch * batches, count)
                     _check_finite(run.sums.loss, epoch)
                     step += count
                     bar.update(count)
                     # The first call compiles: its time says nothing.
                     if step > first + 1:
                         calls = max(1, round(CALL_SECONDS / (time.perf_counter() - call_began) * count))
+                        calls = parallel.largest(calls)
                 if step < last:
                     save()
                     continue  # never: the signal takes effect first
@@ -227,10 +243,7 @@ def fit(
                     _check_finite(leaf, epoch)
                 hits = jnp.nan
                 if validation is not None:
-                    slices = [slice(i, i + VALIDATION_BATCH) for i in range(0, len(validation[0]), VALIDATION_BATCH)]
-                    hits = sum(
-                        int(count_hits(run.state.variables, *(array[s] for array in validation))) for s in slices
-                    )
+                    hits = sum(int(count_hits(run.state.variables, *batch)) for batch in _validating(*validation))
                     hits /= len(validation[0])
                 done = History(run.sums.loss / batches, run.sums.accuracy / batches, jnp.float32(hits))
                 history = jax.tree.map(lambda values, value, at=epoch: values.at[at].set(value), run.history, done)
@@ -245,6 +258,16 @@ def fit(
     return run.state.variables, run.history
 
 
+def _validating(images: Array, labels: Array) -> Iterator[tuple[Array, Array]]:
+    """Batches over the devices, the last one filled up with images that no answer is right for."""
+    total = len(images)
+    size = -(-min(VALIDATION_BATCH, total) // parallel.count()) * parallel.count()
+    images, labels = np.asarray(images), np.append(labels, np.int32(-1))
+    for start in range(0, total, size):
+        rows = np.arange(start, start + size)
+        yield parallel.take(images, np.minimum(rows, total - 1)), parallel.take(labels, np.minimum(rows, total))
+
+
 def _check_finite(values: Array, epoch: int) -> None:
     if not jnp.isfinite(values).all():
         raise FloatingPointError(
@@ -256,25 +279,22 @@ def _no_info() -> TrainInfo:
     return TrainInfo(jnp.float32(0), jnp.float32(0))
 
 
-def _make_advance(step: Callable[..., tuple[TrainState, TrainInfo]], key: Key, batch_size: int) -> Callable[..., _Run]:
+def _make_advance(step: Callable[..., tuple[TrainState, TrainInfo]], key: Key) -> Callable[..., _Run]:
     """Several steps as one compiled loop; how many is not part of what is compiled."""
 
     @functools.partial(jax.jit, donate_argnums=0)
     def advance(
         run: _Run,
-        images: Array,
-        labels: Array,
+        data: tuple[Array, Array, Array],
         augmentation: Augmentation | None,
-        order: Array,
         first: Array | int,
         count: Array | int,
     ) -> _Run:
         def body(batch: Array, run: _Run) -> _Run:
             augment_key, dropout_key = jax.random.split(jax.random.fold_in(key, run.state.step))
-            rows = jax.lax.dynamic_slice(order, (batch * batch_size,), (batch_size,))
-            inputs, targets = images[rows], labels[rows]
+            rows, inputs, targets = (array[batch] for array in data)
             if augmentation is not None:
-                inputs, targets = augmentation(augment_key, rows, inputs, targets)
+                inputs, targets = parallel.split(augmentation(augment_key, rows, inputs, targets))
             state, info = step(dropout_key, run.state, inputs, targets)
             return _Run(state, run.history, jax.tree.map(jnp.add, run.sums, info))
 
@@ -285,7 +305,10 @@ def _make_advance(step: Callable[..., tuple[TrainState, TrainInfo]], key: Key, b
 
 @contextlib.contextmanager
 def _delayed_signals(wanted: bool) -> Iterator[Callable[[], bool]]:
-    """Holds SIGTERM and SIGINT back; yields a function that says whether one came; delivers it at the end."""
+    """Holds SIGTERM and SIGINT back; yields a function that says whether one came; delivers it at the end.
+
+    What one of several processes gets takes effect in all.
+    """
     came: list[int] = []
     # Only the main thread may change handlers; elsewhere signals do what they did.
     if not wanted or threading.current_thread() is not threading.main_thread():
@@ -294,8 +317,15 @@ def _delayed_signals(wanted: bool) -> Iterator[Callable[[], bool]]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in before:
         signal.signal(number, lambda number, frame: came.append(number))
+
+    def interrupted() -> bool:
+        number = parallel.largest(came[0] if came else 0)
+        if number and not came:
+            came.append(number)
+        return number > 0
+
     try:
-        yield lambda: bool(came)
+        yield interrupted
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -22,7 +22,7 @@ RATE = 0.5
 def noise(keys, logits_fn, images, labels, *, epsilon=None, targets=None, start=None):
     """All that an attack takes from the loop besides the network, which it leaves alone: quick to compile."""
     epsilon = jnp.float32(0.1 if epsilon is None else epsilon)
-    moved = images + epsilon * jax.random.uniform(keys, images.shape, minval=-1.0)
+    moved = images + epsilon * jax.vmap(lambda key: jax.random.uniform(key, SHAPE, minval=-1.0))(keys)
     return AttackResult(jnp.clip(moved, 0, 1), *[labels] * 5)
 
 
@@ -130,7 +130,8 @@ def test_an_attacked_step_is_the_attack_and_then_a_step(examples):
 
     def by_hand(key, state, images, labels):
         attack_key, step_key = jax.random.split(key)
-        found = noise(attack_key, logits_fn(network, state.variables), images, labels)
+        keys = jax.random.split(attack_key, len(images))
+        found = noise(keys, logits_fn(network, state.variables), images, labels)
         return step(step_key, state, found.images, labels)
 
     arguments = (jax.random.key(1), state, *examples)
@@ -152,7 +153,7 @@ def test_the_attack_follows_augmentation_and_is_traced_once(examples):
         return images[:10], labels[:10]
 
     fit(examples, epochs=4, attack=attack, augment=lambda epoch, _: Partial(halve))
-    assert seen == [((), True, (10, *SHAPE), (10,), None)]
+    assert seen == [((10,), True, (10, *SHAPE), (10,), None)]
 
 
 def test_adversarial_training_makes_robust():
