@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 import sys
 import threading
 import traceback
@@ -19,7 +18,7 @@ from experiments import learn, rundir, tables
 from experiments.provenance import ROOT
 from experiments.recipes import RECIPES
 from rbf_jax import checks, parallel, rbf
-from rbf_jax.files import replacing
+from rbf_jax.files import as_path, replacing
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file, :PROFILE behind it")
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory (default: a folder of $WORKDIR)")
@@ -41,8 +40,9 @@ PUBLISH = flags.DEFINE_bool("publish", False, "also copy what was found into res
 
 def run_directory(name: str) -> Path:
     """The folder that --workdir names, or else one of this name in $WORKDIR."""
-    root = Path(os.environ.get("WORKDIR") or "~/.cache/rbf_jax/runs").expanduser()
-    return Path(WORKDIR.value) if WORKDIR.value else root / name
+    if WORKDIR.value:
+        return as_path(WORKDIR.value)
+    return as_path(os.environ.get("WORKDIR") or "~/.cache/rbf_jax/runs") / name
 
 
 def open_run() -> rundir.Run:
@@ -71,7 +71,7 @@ def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> No
                 path.unlink()
     for path in files:
         with replacing(directory / path) as temporary:
-            shutil.copyfile(run.directory / path, temporary)
+            temporary.write_bytes((run.directory / path).read_bytes())
     if (directory / "job.json").exists():
         tables.write_results(directory, run.config.set)
 
@@ -80,7 +80,7 @@ def publish_record(name: str, record: dict[str, Any], ledgers: dict[str, Path]) 
     """Writes figures beside the benchmarks, where `make tables` makes their page, and ledgers by name."""
     for title, path in ledgers.items():
         with replacing(ROOT / "results" / name / "ledger" / f"{title}.npz") as temporary:
-            shutil.copyfile(path, temporary)
+            temporary.write_bytes(path.read_bytes())
     with replacing(ROOT / "results" / "benchmarks" / f"{name}.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     tables.main()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 
 import rbf_jax
-from rbf_jax.files import read_json, replacing
+from rbf_jax.files import append_line, read_json, replacing
 
 MAY_CHANGE = ("models", "epochs", "attack", "certify", "studies")
 
@@ -28,12 +28,7 @@ class Run(NamedTuple):
         if jax.process_index() > 0:  # one of several processes says it
             return
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z")} | record)
-        path = self.directory / "log.jsonl"
-        try:
-            with path.open("a") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            raise OSError(error.errno, f"cannot write {path} ({error.strerror}): make room there") from error
+        append_line(self.directory / "log.jsonl", line)
 
     def records(self) -> list[dict[str, Any]]:
         """The lines of ``log.jsonl``; one that a kill cut short is left out."""

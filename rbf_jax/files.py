@@ -11,16 +11,41 @@ from typing import Any
 import numpy as np
 
 
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """A path on this machine, with ``~``, or one in an object store: ``gs://``, ``s3://``, ``az://``.
+
+    These need the store's client: ``pip install rbf_jax[cloud]`` brings that of gs.
+    """
+    if "://" not in os.fspath(path):
+        return Path(path).expanduser()
+    from etils import epath
+
+    remote: Any = epath.Path(path)  # has the methods of a Path
+    return remote
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether it lies in an object store."""
+    return "://" in os.fspath(path)
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Gives a temporary name beside ``path`` to write to; renames it to ``path`` at the end, removes it on an error.
 
-    A killed process may leave a temporary file; its name begins with a dot.
+    A killed process may leave a temporary file; its name begins with a dot. An object store shows a file when it is
+    whole: there the temporary one lies on this machine.
 
     Raises:
         OSError: the file cannot be written: no room, no right; what was there before stays.
     """
-    path = Path(path)
+    path = as_path(path)
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes((Path(folder) / path.name).read_bytes())
+        return
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,6 +68,25 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def append_line(path: str | os.PathLike[str], line: str) -> None:
+    """Adds a line to a text file, which is made where it is missing.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path = as_path(path)
+    if is_remote(path):  # whose files cannot grow
+        before = path.read_text() if path.exists() else ""
+        with replacing(path) as temporary:
+            temporary.write_text(before + line + "\n")
+        return
+    try:
+        with path.open("a") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path} ({error.strerror}): make room there") from error
+
+
 def read_json(path: str | os.PathLike[str], way_out: str) -> Any:
     """Reads a JSON file.
 
@@ -55,7 +99,7 @@ def read_json(path: str | os.PathLike[str], way_out: str) -> Any:
         ValueError: the file is damaged.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(as_path(path).read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}). {way_out}") from error
 
@@ -88,7 +132,7 @@ def read_npz(path: str | os.PathLike[str], kind: str, way_out: str) -> dict[str,
     """
     try:
         # Opened here: NumPy leaves a file that it cannot read open.
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
+        with as_path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
     except FileNotFoundError:
         raise

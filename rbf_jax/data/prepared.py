@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rbf_jax.data.official import lookup
+from rbf_jax.files import as_path, is_remote, replacing
 
 __all__ = ["Split", "as_float", "default_data_dir", "is_prepared", "load"]
 
@@ -99,6 +100,8 @@ def default_data_dir() -> Path:
 def _open(name: str, data_dir: str | Path | None) -> Any:
     """Returns the builder of a complete data set, None where there is nothing; raises where there is something else."""
     facts = lookup(name)
+    if data_dir is not None and is_remote(data_dir):
+        data_dir = _copied(name, as_path(data_dir))
     import tensorflow_datasets as tfds
     from google.protobuf.json_format import ParseError
 
@@ -128,6 +131,17 @@ def _open(name: str, data_dir: str | Path | None) -> Any:
             wrong = f"is not in the official order: its test labels begin {head.labels.tolist()}"
             raise ValueError(_refusal(folder, f"{wrong}, not {list(facts.first_test_labels)}", data_dir))
     return builder
+
+
+def _copied(name: str, data_dir: Path) -> Path:
+    """A folder on this machine with what an object store has of a data set, copied the first time."""
+    local = Path("~/.cache/rbf_jax/data").expanduser() / str(data_dir).replace("/", "_")
+    for path in data_dir.glob(f"{name}/*/*"):
+        copy = local / path.relative_to(data_dir)
+        if not copy.exists():
+            with replacing(copy) as temporary:
+                temporary.write_bytes(path.read_bytes())
+    return local
 
 
 def _refusal(folder: Any, what: str, data_dir: str | Path | None) -> str:

@@ -103,7 +103,11 @@ class Parts(NamedTuple):
 
     def seconds(self) -> float:
         """What the kept batches took, in whichever process."""
-        return sum(float(np.load(path)["seconds"]) for path in self.directory.glob("[0-9]*.npz"))
+        total = 0.0
+        for path in self.directory.glob("[0-9]*.npz"):
+            with path.open("rb") as file, np.load(file) as stored:
+                total += float(stored["seconds"])
+        return total
 
 
 def save_outcomes(path: str | Path, outcomes: Outcomes) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rbf_jax.checks import is_key
-from rbf_jax.files import check_facts, read_npz, replacing
+from rbf_jax.files import as_path, check_facts, is_remote, read_npz, replacing
 from rbf_jax.models.classifier import Variables
 
 KEEP = 2
@@ -36,6 +36,10 @@ def _digest(tree: Any) -> str:
     for leaf in jax.tree.leaves(tree):
         sha.update(np.asarray(leaf).tobytes())
     return sha.hexdigest()
+
+
+def _absolute(directory: str | Path) -> Path:
+    return as_path(directory) if is_remote(directory) else as_path(directory).absolute()
 
 
 @contextlib.contextmanager
@@ -75,7 +79,7 @@ def save(directory: str | Path, step: int, tree: Any, settings: dict[str, Any]) 
     Raises:
         OSError: the checkpoint cannot be written; those before it stay.
     """
-    directory, tree = Path(directory).absolute(), _plain(tree)
+    directory, tree = _absolute(directory), _plain(tree)
     metadata = {"settings": settings, "sha256": _digest(tree)}
     try:
         with _quiet(), _checkpointer(directory) as opened:
@@ -99,7 +103,7 @@ def restore(directory: str | Path, template: Any, settings: dict[str, Any]) -> A
     Raises:
         ValueError: the checkpoint is damaged, or of another training.
     """
-    directory = Path(directory).absolute()
+    directory = _absolute(directory)
     if not directory.exists():
         return None
     if not directory.is_dir():
