@@ -56,6 +56,7 @@ lint: $(STAMP)  ## format, lint, types, and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/shellcheck experiments/launch/*.sh
 	$(BIN)/pytest -q tests/test_imports.py
 
 data: $(STAMP)  ## prepare MNIST and CIFAR-10: from RAW=folder, or by download
