@@ -31,11 +31,13 @@ MAY_IMPORT = {
     "evaluate": GROUND | {"attacks"},
     "data": GROUND,
     "plots": GROUND | {"rbf", "saliency"},
+    "cli": GROUND
+    | {"attacks", "certify", "data", "defense", "em", "evaluate", "models", "rbf", "reconstruction", "train"},
 }
 # Who alone may import what of others.
 ONLY = {
     "flax": {"models"},
-    "optax": {"train", "attacks", "em_gradient"},
+    "optax": {"train", "attacks", "em_gradient", "cli"},
     "tensorflow_datasets": {"data"},
     "pooch": {"data"},
     "mlxtend": {"data"},
