@@ -78,6 +78,7 @@ bench: $(STAMP)  ## the benchmarks (results/benchmarks/*.json)
 	$(RUN) $(BIN)/python -m benchmarks.kernel
 	$(RUN) $(BIN)/python -m benchmarks.conv
 	$(RUN) $(BIN)/python -m benchmarks.em
+	$(RUN) $(BIN)/python -m benchmarks.cost
 	$(BIN)/pip install --quiet 'torch>=2.6' foolbox
 	$(BIN)/pip install --quiet --no-deps torchattacks adv-lib
 	$(RUN) $(BIN)/python -m benchmarks.train
