@@ -3,8 +3,8 @@
     python -m benchmarks.cost      # results/benchmarks/cost.json; `make tables` makes its page
 
 FLOPs and bytes of the networks are counted by XLA on their programs; those of the reconstruction, whose loop over tiles
-XLA counts once, by hand. Seconds on two cores are measured; on the other machines the larger of FLOPs by the rate that is
-reached and bytes by the bandwidth. Which rate is reached, and what an hour costs, are assumptions, and are written out.
+XLA counts once, by hand. Seconds on two cores are measured; on the other machines the larger of FLOPs by the rate that
+is reached and bytes by the bandwidth. Which rate is reached, and what an hour costs, are assumptions, and written out.
 """
 
 import types
