@@ -58,6 +58,8 @@ def open_run() -> rundir.Run:
 
 def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> None:
     """Copies files of the run, and models with their recipes, into ``results/SET/``; then makes its tables."""
+    if jax.process_index() > 0:
+        return
     directory = ROOT / "results" / run.config.set
     files = [path.relative_to(run.directory) for path in files]
     for name in models:
@@ -78,6 +80,8 @@ def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> No
 
 def publish_record(name: str, record: dict[str, Any], ledgers: dict[str, Path]) -> None:
     """Writes figures beside the benchmarks, where `make tables` makes their page, and ledgers by name."""
+    if jax.process_index() > 0:
+        return
     for title, path in ledgers.items():
         with replacing(ROOT / "results" / name / "ledger" / f"{title}.npz") as temporary:
             temporary.write_bytes(path.read_bytes())
@@ -132,15 +136,21 @@ def _devices() -> Iterator[None]:
         yield
 
 
-def main(job: Callable[[], None], needs: str = "config") -> None:
-    """Runs a job as a program that needs a flag: a failure that the user can mend is one message and exit code 2."""
+def main(job: Callable[[], None], needs: str = "config", computes: bool = True) -> None:
+    """Runs a job as a program: a failure that the user can mend is one message and exit code 2.
+
+    Args:
+        job: what is run.
+        needs: a flag that must be given.
+        computes: whether the job itself uses the devices; if not, it leaves their memory to the processes it starts.
+    """
 
     def guarded(arguments: list[str]) -> None:
         if len(arguments) > 1:
             raise app.UsageError(f"unknown argument {arguments[1]!r}")
         logging.set_verbosity(logging.WARNING)  # absl shows JAX's remarks on platforms that are not there
         try:
-            with _devices():
+            with _devices() if computes else contextlib.nullcontext():
                 job()
         except jax.errors.JaxRuntimeError as error:
             if not DISTRIBUTED.value:

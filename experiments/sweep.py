@@ -68,11 +68,11 @@ def folder_of(directory: Path, point: Point) -> Path:
 def configuration() -> list[str]:
     """The flags that say which configuration is varied."""
     flag = flags.FLAGS["config"]
-    changed = config_flags.get_override_values(flag)
-    return [
-        f"--config={config_flags.get_config_filename(flag)}",
-        *(f"--config.{name}={value}" for name, value in changed.items()),
-    ]
+    file, changed = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
+    if ":" not in file:
+        # Choosing it by device would take the device's memory from the points.
+        raise ValueError(f"--config must name the profile, {file}:PROFILE")
+    return [f"--config={file}", *(f"--config.{name}={value}" for name, value in changed.items())]
 
 
 def is_finished(folder: Path, point: Point, config: list[str]) -> bool:
@@ -139,4 +139,4 @@ def job() -> None:
 
 
 if __name__ == "__main__":
-    jobs.main(job)
+    jobs.main(job, computes=False)
