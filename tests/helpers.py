@@ -19,6 +19,9 @@ from rbf_jax.rbf import RBFFilters
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """Compiles three times as fast, for tests of what is computed and not of how well it is rounded."""
 
+shipped_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
+"""Compiles as users do, also under `make test`, which compiles everything else quickly: for tests of rounding."""
+
 
 def random_filters(
     rng: np.random.Generator, count: int, size: tuple[int, int] = (3, 3), channels: int = 1, *, flat: bool = True

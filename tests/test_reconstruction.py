@@ -16,6 +16,7 @@ from helpers import (
     random_filters,
     random_images,
     recover_noise,
+    shipped_jit,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +40,7 @@ betas = pytest.mark.parametrize("beta1", BETA1)
 channels_1_and_3 = pytest.mark.parametrize("channels", [1, 3])
 
 # Compiled once for all tests, which share a few shapes: what is not jitted is compiled anew on every call.
-jit_reconstruct = jax.jit(reconstruct)
+jit_reconstruct = shipped_jit(reconstruct)
 jit_weights = quick_jit(mixing_weights, static_argnames="constant")
 jit_sample = quick_jit(sample_reconstruction, static_argnames=("noise", "scale", "draws", "constant"))
 
@@ -54,7 +55,7 @@ def rebuild_and_differentiate(filters, images, beta1, cotangent, variance_floor,
     return rebuilt, Gradients(images, filters.means, filters.variances, beta1)
 
 
-jit_rebuild = jax.jit(rebuild_and_differentiate, static_argnums=5)
+jit_rebuild = shipped_jit(rebuild_and_differentiate, static_argnums=5)
 quick_rebuild = quick_jit(rebuild_and_differentiate, static_argnums=5)
 
 

@@ -79,7 +79,7 @@ def test_weight_decay_spares_biases_and_batch_norm():
 
 def test_a_model_is_trained_as_long_as_its_name_says_or_as_all():
     config = mnist.get_config("cpu")
-    assert [learn.epochs(config, name) for name in ("cnn", "rcnn", "rcnn_at", "rcnn_seed1")] == [15, 50, 12, 15]
+    assert [learn.epochs(config, name) for name in ("cnn", "rcnn", "rcnn_at", "rcnn_seed1")] == [15, 50, 11, 15]
     assert learn.bank_epoch(config, "cnn_plus") == 10
     assert learn.bank_epoch(config, "cnn_plus_seed0") == 3
 
