@@ -20,7 +20,6 @@ def test_it_is_a_notebook_that_ends_with_an_exercise(path):
     assert f"({path.name})" in (FOLDER / "README.md").read_text()
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs(path, standard_promotion, capsys):
     mpl.use("agg")
