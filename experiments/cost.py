@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from experiments import certification, evaluation, learn
 from experiments.catalogue import ATTACK_STEP, cells
 from experiments.recipes import RECIPES
 from experiments.rundir import Run
-from rbf_jax import RBFFilters, reconstruct
+from rbf_jax import RBFFilters, parallel, reconstruct
 
 # A step of training against the forward pass alone, measured on two cores.
 STEP = 3.5
@@ -42,9 +43,9 @@ def _seconds(function: Any, *arguments: Any) -> float:
 
 
 def speeds(run: Run, examples: learn.Data) -> Speeds:
-    """Times both on a batch, with weights and filters of the right shapes."""
-    config = run.config
-    batch = jnp.asarray(examples.test.images[: config.attack.batch_size])
+    """Times both on a batch for each device, with weights and filters of the right shapes."""
+    config, images = run.config, examples.test.images
+    batch = parallel.take(images, np.arange(config.attack.batch_size * parallel.count()) % len(images))
     network = learn.classifier(config)
     variables = network.init(jax.random.key(0), batch.shape[1:])
     forward = _seconds(jax.jit(lambda x: network.apply(variables, x)[0]), batch) / len(batch)
