@@ -91,10 +91,10 @@ def rebuild_work(config: Any, shape: tuple[int, ...]) -> Work:
 def hours(config: Any, speed: cost.Speeds) -> dict[str, float]:
     """Of the stages of a profile, on an empty run directory."""
     run = Run(Path("/nonexistent"), config)
-    labels = {part: np.zeros(count, np.int32) for part, count in config.examples.items()}
+    validation = np.zeros(config.examples.validation, np.int32)
+    training = np.zeros(config.examples.train - len(validation), np.int32)
     examples: Any = types.SimpleNamespace(
-        train=types.SimpleNamespace(labels=labels["train"]),
-        validation=types.SimpleNamespace(labels=labels["validation"]),
+        train=types.SimpleNamespace(labels=training), validation=types.SimpleNamespace(labels=validation)
     )
     stages = {
         "training": cost.training(run, examples, config.models, speed),

@@ -90,6 +90,10 @@ def publish_record(name: str, record: dict[str, Any], ledgers: dict[str, Path]) 
     tables.main()
 
 
+GONE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "Gloo", "Connection")
+"""In what JAX says where a process it works with has ended."""
+
+
 def _join() -> None:
     """Waits for the other processes.
 
@@ -103,6 +107,8 @@ def _join() -> None:
         print(f"\n{missing}: start every one with the same flags, or wait longer (--join_seconds)", file=sys.stderr)
         os._exit(2)
 
+    # It would take SIGTERM for itself, which makes a training write its checkpoint, and ends everything else.
+    jax.config.update("jax_enable_preemption_service", False)
     print(f"waiting up to {JOIN.value} s for the other processes", file=sys.stderr, flush=True)
     # JAX itself would end the process from within, with a dump of its stack.
     timer = threading.Timer(JOIN.value, give_up)
@@ -153,7 +159,7 @@ def main(job: Callable[[], None], needs: str = "config", computes: bool = True) 
             with _devices() if computes else contextlib.nullcontext():
                 job()
         except jax.errors.JaxRuntimeError as error:
-            if not DISTRIBUTED.value:
+            if not DISTRIBUTED.value or not any(sign in str(error) for sign in GONE):
                 raise
             reason = str(error).splitlines()[0][:200]
             print(

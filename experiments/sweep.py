@@ -49,9 +49,10 @@ def points(config: Any, grid: list[str]) -> list[Point]:
         name, _, listed = axis.partition("=")
         found = config
         for part in name.split("."):
-            if part not in found:
+            allowed = list(found.keys()) if hasattr(found, "keys") else []
+            if part not in allowed:
                 raise ValueError(
-                    f"--grid must name a field of the configuration, one of {', '.join(found)}, got {name!r}"
+                    f"--grid must name a field of the configuration, one of {', '.join(allowed)}, got {name!r}"
                 )
             found = found[part]
         values[name] = [value for value in listed.split(",") if value]
@@ -114,6 +115,8 @@ def summary(found: list[tuple[Point, list[dict[str, Any]]]]) -> Table:
 
 def job() -> None:
     """Runs what is not finished; writes the summary."""
+    if jobs.DISTRIBUTED.value or jobs.PUBLISH.value:
+        raise ValueError("a sweep takes neither --distributed nor --publish: its points are jobs of their own (--only)")
     config = configuration()
     everything = points(jobs.CONFIG.value, GRID.value)
     if ONLY.value is not None and not 0 <= ONLY.value < len(everything):

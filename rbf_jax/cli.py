@@ -6,6 +6,7 @@ trained on, its network, filters and reading of beta1 are kept in it.
 
 import argparse
 import importlib.metadata
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -141,6 +142,7 @@ def train_model(arguments: argparse.Namespace) -> None:
         "seconds": round(time.perf_counter() - seconds),
     }
     train.save_weights(as_path(arguments.out), variables, recipe)
+    shutil.rmtree(f"{arguments.out}-checkpoints")  # of a finished training, which another one would not go on from
     test_images, test_labels = (a[:CHECKED] for a in _examples(arguments.data, "test", arguments.data_dir))
     found = _load(arguments.out)
     defense = found.defense(0.0, 1)

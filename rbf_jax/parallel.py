@@ -7,7 +7,8 @@
 
 The same code runs on one device. Training is one program over the whole batch, which XLA partitions: batch
 normalisation and dropout are those of one device. Attacks, predictions, certificates and EM's sums are programs of
-their own on each device, without any traffic inside (`per_device`): what an example meets depends on its key alone.
+their own on each device, without any traffic inside (`per_device`): what an example meets depends on its key alone
+(`attacks.daa` excepted, whose examples act on those of their device).
 With several processes all of them make the same calls, and each reads the part of a batch that its devices hold.
 """
 

@@ -42,8 +42,8 @@ def _in_batches(
         raise ValueError(f"rows must be the {total} examples' indices, got shape {rows.shape}")
     check_count(batch_size, "batch_size")
     devices = parallel.count()
-    # Kept batches do not depend on the devices, so that a run may go on with more or fewer of them.
-    size = min(batch_size, -(-total // devices) if parts is None else total)
+    # Whatever the devices, so that a run may go on with more or fewer of them.
+    size = min(batch_size, total)
     if parts is not None:
         parts.open(fingerprint(inputs, rows, arrays), size)
     arrays = tuple(np.asarray(array) for array in arrays)
@@ -85,7 +85,7 @@ def predict(
         key: example i takes ``fold_in(key, i)``, so the result does not depend on the batches.
         logits_fn: the model, a ``jax.tree_util.Partial``.
         images: float32 ``(N, H, W, C)`` in [0, 1].
-        batch_size: images at a time.
+        batch_size: images at a time on each device.
         progress: what the progress bar is called; None for no bar.
 
     Returns:
@@ -152,7 +152,7 @@ def run_attack(
         rows: the examples' indices in their data set, ``(N,)``; None for 0 to N - 1.
         leave: an example that is broken leaves, and its batch is filled up with others: for deterministic models, where
             it is only asked whether an example can be broken. Its loss is then not driven on.
-        batch_size: images at a time.
+        batch_size: images at a time on each device.
         parts: where finished batches are kept, so that a run that was stopped goes on; None for nowhere.
         progress: what the progress bar is called; None for no bar.
 
@@ -215,7 +215,7 @@ def survival(
         labels: int32 ``(N,)``.
         redraws: how many; 1 for a deterministic model.
         rows: the examples' indices in their data set, ``(N,)``; None for 0 to N - 1.
-        batch_size: images at a time.
+        batch_size: images at a time on each device.
         parts: where finished batches are kept, so that a run that was stopped goes on; None for nowhere.
         progress: what the progress bar is called; None for no bar.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from rbf_jax import parallel
 from rbf_jax.attacks import Composed, Iterative
 from rbf_jax.checks import check_images, check_key, check_labels
 from rbf_jax.evaluate.batched import run_attack, survival
@@ -162,9 +163,11 @@ def fitting_batch(logits_fn: LogitsFn, images: Array) -> int:
         return jax.grad(lambda images: jax.nn.log_softmax(logits_fn(key, images))[:, 0].sum())(images)
 
     keys = jax.random.split(jax.random.key(0), shape[0])
-    program = jax.jit(slope).lower(logits_fn, keys, jax.ShapeDtypeStruct(shape, np.float32)).compile()
+    shapes = jax.eval_shape(lambda *arguments: arguments, logits_fn, keys)
+    with jax.set_mesh(parallel.mesh(jax.local_devices()[:1])):  # a device's own share
+        program = jax.jit(slope).lower(*shapes, jax.ShapeDtypeStruct(shape, np.float32)).compile()
     analysis = program.memory_analysis()
     taken = analysis.temp_size_in_bytes / shape[0] if analysis else 1
-    stats = jax.devices()[0].memory_stats() or {}
+    stats = jax.local_devices()[0].memory_stats() or {}
     fitting = int(stats.get("bytes_limit", 2 * MEMORY) / 2 / max(taken, 1))
     return max(1, min(LARGEST_BATCH, 1 << (fitting.bit_length() - 1))) if fitting else 1

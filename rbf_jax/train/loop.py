@@ -160,7 +160,7 @@ def fit(
         labels: int32 ``(N,)``.
         optimizer: an optax transformation.
         epochs: passes over the images.
-        batch_size: at most N.
+        batch_size: at most N; of all devices together, and a multiple of their number.
         augment: (epoch, variables) -> the epoch's augmentation or None; called before each epoch, and again when a run
             goes on in the middle of one; see `rbf_jax.train.augmentation`.
         attack: for adversarial training (Madry et al., ICLR 2018): each batch, augmented, is replaced by what the
@@ -255,6 +255,7 @@ def fit(
                     rate = (step - first) * batch_size / seconds
                     log(record | {"seconds": round(seconds, 2), "images_per_second": round(rate, 1)})
                 save()
+                interrupted()  # so that all processes end here where one of them was told to in the meantime
     return run.state.variables, run.history
 
 

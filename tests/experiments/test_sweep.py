@@ -27,7 +27,12 @@ def test_all_combinations():
 
 @pytest.mark.parametrize(
     ("axis", "message"),
-    [("beta3=1", "one of .*beta2.*, got 'beta3'"), ("beta2=", "NAME=VALUE,VALUE"), ("beta2", "NAME=")],
+    [
+        ("beta3=1", "one of .*beta2.*, got 'beta3'"),
+        ("seed.x=1", "got 'seed.x'"),
+        ("beta2=", "NAME=VALUE,VALUE"),
+        ("beta2", "NAME="),
+    ],
 )
 def test_bad_grids_are_refused(axis, message):
     with pytest.raises(ValueError, match=message):
