@@ -5,6 +5,7 @@ trained on, its network, filters and reading of beta1 are kept in it.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import shutil
 import sys
@@ -345,10 +346,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs a command; 0 where it ended well, 2 with one message where the user can mend what is wrong."""
     arguments = parser().parse_args(words)
     try:
-        if jax.device_count() > 1:
-            with jax.set_mesh(parallel.mesh()):
-                COMMANDS[arguments.command](arguments)
-        else:
+        with jax.set_mesh(parallel.mesh()) if jax.device_count() > 1 else contextlib.nullcontext():
             COMMANDS[arguments.command](arguments)
     except (OSError, ValueError, FloatingPointError) as error:
         print(f"rbf-jax {arguments.command}: {error}", file=sys.stderr)

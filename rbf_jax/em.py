@@ -311,7 +311,7 @@ def fit(
         raise ValueError(f"steps must be above the {first} M-steps that the state has behind it, got {config.steps}")
     history, images = [], np.asarray(images)
     # Images that fill up the devices' parts are not counted.
-    filled = -(-config.images_per_step // parallel.count()) * parallel.count()
+    filled = parallel.filled(config.images_per_step)
     counted = None
     if filled > config.images_per_step:
         counted = parallel.take(np.arange(filled) < config.images_per_step, np.arange(filled))

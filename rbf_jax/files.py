@@ -11,22 +11,22 @@ from typing import Any
 import numpy as np
 
 
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether it lies in an object store."""
+    return "://" in os.fspath(path)
+
+
 def as_path(path: str | os.PathLike[str]) -> Path:
     """A path on this machine, with ``~``, or one in an object store: ``gs://``, ``s3://``, ``az://``.
 
     These need the store's client: ``pip install rbf_jax[cloud]`` brings that of gs.
     """
-    if "://" not in os.fspath(path):
+    if not is_remote(path):
         return Path(path).expanduser()
     from etils import epath
 
     remote: Any = epath.Path(path)  # has the methods of a Path
     return remote
-
-
-def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether it lies in an object store."""
-    return "://" in os.fspath(path)
 
 
 @contextlib.contextmanager

@@ -47,6 +47,11 @@ def count() -> int:
     return present.shape[AXIS] if AXIS in present.auto_axes else 1
 
 
+def filled(number: int) -> int:
+    """The least multiple of `count` that is not below the number: how many rows all devices take alike."""
+    return -(-number // count()) * count()
+
+
 def per_device(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as a program that runs on each device, on its part of every argument's and result's first axis.
 

@@ -262,7 +262,7 @@ def fit(
 def _validating(images: Array, labels: Array) -> Iterator[tuple[Array, Array]]:
     """Batches over the devices, the last one filled up with images that no answer is right for."""
     total = len(images)
-    size = -(-min(VALIDATION_BATCH, total) // parallel.count()) * parallel.count()
+    size = parallel.filled(min(VALIDATION_BATCH, total))
     images, labels = np.asarray(images), np.append(labels, np.int32(-1))
     for start in range(0, total, size):
         rows = np.arange(start, start + size)
