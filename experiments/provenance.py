@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def provenance() -> dict[str, str | int | None]:
-    """Commit (``-dirty`` behind it where files differ), device, cores and JAX version of this process."""
+    """Commit (``-dirty`` behind it where files differ), device, cores that it may use, and JAX version."""
     describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
         commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
@@ -19,6 +19,6 @@ def provenance() -> dict[str, str | int | None]:
     return {
         "commit": commit,
         "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "jax": jax.__version__,
     }
