@@ -3,8 +3,9 @@
     python -m experiments.arena --config=experiments/configs/mnist.py:cpu [--model=rcnn] [--images=200] [--publish]
 
 The model is the one that `experiments.reproduce` or `experiments.train` left in the run directory (trained first where
-it is missing). Every attack meets all images; what is finished is kept, and the same command goes on. About 3 hours on
-two cores for 200 images of MNIST in the profile `cpu`.
+it is missing). Every attack meets all images and is scored on fresh noise. Its ledger is kept, so that the same command goes
+on where a stopped one was, also on another machine that was given the ledgers (``arena/MODEL-N/ledger`` of the run
+directory; published ones lie in ``results/arena_MODEL/ledger``). About 2 hours on one core for 200 images of MNIST.
 """
 
 from experiments import process
@@ -13,20 +14,22 @@ if __name__ == "__main__":
     process.ensure()
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from absl import flags
 from jax.tree_util import Partial
 
-from experiments import evaluation, jobs, learn
+from experiments import evaluation, jobs, learn, results
 from experiments.catalogue import NORMS, first_budget, warmed
+from experiments.learn import Examples
 from experiments.provenance import provenance
 from experiments.recipes import RECIPES, front_end
 from rbf_jax import attacks, defend, evaluate, models
 from rbf_jax.attacks import Composed, Iterative, eot, transfer
-from rbf_jax.evaluate import Outcomes, Parts, SuiteResult
+from rbf_jax.evaluate import Outcomes, Parts
+from rbf_jax.files import check_facts
 from rbf_jax.types import LogitsFn, Norm
 
 MODEL = flags.DEFINE_enum("model", "rcnn", [name for name, recipe in RECIPES.items() if recipe.defended], "which model")
@@ -35,7 +38,23 @@ IMAGES = flags.DEFINE_integer("images", 200, "how many test images, drawn as for
 SURROGATES = (1.0, 3.0, 8.0)
 """Sharpness of the fronts that are attacked before the real one, where the exponent is annealed."""
 
-DRAWS, STEPS = 50, 40
+
+class Suite(NamedTuple):
+    """Attacks of one threat model.
+
+    Attributes:
+        title: the threat model.
+        attacks: by name.
+        logits_fn: what is attacked, by attacks that do not bring a form of their own.
+        judge: the prediction that scores.
+        redraws: of the judge, for picking an example's worst attack and for scoring it.
+    """
+
+    title: str
+    attacks: dict[str, Iterative | Composed]
+    logits_fn: LogitsFn
+    judge: LogitsFn
+    redraws: tuple[int, int]
 
 
 def secret(
@@ -46,7 +65,7 @@ def secret(
     norm: Norm,
     epsilon: float,
 ) -> dict[str, Iterative | Composed]:
-    """Attacks that do not know the noise that they will be scored under.
+    """Attacks that do not know the noise that they will be scored under; without a form of their own, on ``static``.
 
     Args:
         forms: of the model.
@@ -56,78 +75,127 @@ def secret(
         norm: of the ball.
         epsilon: its radius.
     """
-    static = forms["static"]
     ball: dict[str, Any] = {"epsilon": epsilon}
     pgd = attacks.pgd(norm, steps=100, step_size=0.01, **ball)
 
     def adaptive(form: str, gradient: attacks.Estimator, loss: attacks.Loss = attacks.cross_entropy) -> Composed:
-        settings = {"steps": STEPS, "warm_up": 100}
+        settings = {"steps": 40, "warm_up": 100}
         return transfer(warmed(norm, epsilon, settings, forms, gradient, loss), forms[form])
 
-    on_static: dict[str, Iterative | Composed] = {
-        "noise": attacks.random_noise(norm, **ball),
+    return {
         "FGSM": attacks.fgsm(norm, **ball),
         "MI-FGSM": attacks.mi_fgsm(norm, steps=10, **ball),
         "PGD-100": pgd,
-        "PGD-100 x 10": attacks.pgd(norm, steps=100, step_size=0.01, restarts=10, **ball),
-        "CW (PGD-100, hinge)": attacks.pgd(norm, steps=100, step_size=0.01, loss=attacks.hinge(50.0), **ball),
-        "CW-linf": attacks.cw_linf(steps=2000, patience=100, **ball),
-        "DAA": attacks.daa(norm, steps=200, step_size=0.01, **ball),
         "APGD-CE": attacks.apgd(norm, **ball),
         "APGD-DLR": attacks.apgd(norm, loss=attacks.dlr, **ball),
+        "BPDA+EoT": adaptive("bpda", eot(50)),
+        "PGD-100, transfer from the CNN": transfer(pgd, source),
+        "PGD-100, identity BPDA": transfer(pgd, identity),
+        "annealed PGD-100": attacks.annealed(pgd, smoother),
+        "CW (PGD-100, hinge)": attacks.pgd(norm, steps=100, step_size=0.01, loss=attacks.hinge(50.0), **ball),
+        "DAA": attacks.daa(norm, steps=200, step_size=0.01, **ball),
+        "PGD-100 x 5": attacks.pgd(norm, steps=100, step_size=0.01, restarts=5, **ball),
+        "BPDA+EoT, margin": adaptive("bpda", eot(20), attacks.margin),
+        "exact EoT": adaptive("draw", eot(20)),
+        "mean softmax": adaptive("draw", attacks.mean_softmax(10), attacks.margin),
+        "mean logits": adaptive("draw", attacks.mean_logits(10), attacks.margin),
+        "DeepFool": attacks.deepfool(norm, **ball),
         "APGD-T": attacks.apgd_t(norm, **ball),
         "FAB-T": attacks.fab_t(norm, **ball),
-        "DeepFool": attacks.deepfool(norm, **ball),
-        "SPSA": attacks.spsa(norm, steps=50, directions=128, **ball),
-        "Square": attacks.square(norm, queries=5000, **ball),
-        "RayS": attacks.rays(queries=5000, **ball),
-        "annealed PGD-100": attacks.annealed(pgd, smoother),
-    }
-    return {
-        **{f"{name}, static": transfer(attack, static) for name, attack in on_static.items()},
-        "PGD-100, identity BPDA": transfer(pgd, identity),
-        "PGD-100, transfer from the CNN": transfer(pgd, source),
-        "BPDA+EoT": adaptive("bpda", eot(DRAWS)),
-        "BPDA+EoT, margin": adaptive("bpda", eot(DRAWS), attacks.margin),
-        "exact EoT": adaptive("draw", eot(DRAWS)),
-        "mean softmax": adaptive("draw", attacks.mean_softmax(DRAWS // 2), attacks.margin),
-        "mean logits": adaptive("draw", attacks.mean_logits(DRAWS // 2), attacks.margin),
+        "CW-linf": attacks.cw_linf(steps=1000, patience=100, **ball),
+        "Square": attacks.square(norm, queries=2000, **ball),
+        "RayS": attacks.rays(queries=2000, **ball),
+        "SPSA": attacks.spsa(norm, steps=30, directions=64, **ball),
+        "noise": attacks.random_noise(norm, **ball),
     }
 
 
 def known(norm: Norm, epsilon: float) -> dict[str, Iterative | Composed]:
     """Attacks on the prediction under a draw that they know."""
     return {
-        "PGD-100, known noise": attacks.pgd(norm, epsilon=epsilon, steps=100, step_size=0.01),
-        "APGD-CE, known noise": attacks.apgd(norm, epsilon=epsilon),
-        "APGD-DLR, known noise": attacks.apgd(norm, epsilon=epsilon, loss=attacks.dlr),
+        "APGD-DLR, known noise": attacks.apgd(norm, epsilon=epsilon, steps=50, loss=attacks.dlr),
+        "APGD-CE, known noise": attacks.apgd(norm, epsilon=epsilon, steps=50),
+        "PGD-40, known noise": attacks.pgd(norm, epsilon=epsilon, steps=40),
     }
 
 
-def figures(result: SuiteResult, folder: Path) -> dict[str, Any]:
-    """What is published of a suite: a line for each attack, and the union."""
-    lines, total = {}, result.survived.shape[1]
-    for number, name in enumerate(result.names):
-        survived = result.survived[number]
-        low, high = evaluate.wilson_interval(round(float(survived.sum())), total)
-        seconds = Parts(folder / name, {}).seconds() if number else 0.0
-        lines[name] = {
-            "left, %": round(100 * float(survived.mean()), 1),
-            "95 % interval": [round(100 * low, 1), round(100 * high, 1)],
-            "forward passes an image": round(float(result.forwards[number].mean())),
-            "backward passes an image": round(float(result.backwards[number].mean())),
-            "seconds an image": round(seconds / total, 3),
+def meet(
+    name: str, number: int, suite: Suite, targets: Examples, rows: np.ndarray, batch_size: int, seed: int, folder: Path
+) -> Outcomes:
+    """An attack on all examples and its score, from its ledger where that is there.
+
+    Args:
+        name: of the attack; ``"clean"`` for none.
+        number: of the attack in its suite, for its key.
+        suite: where it stands.
+        targets: images and labels.
+        rows: their indices in the data set.
+        batch_size: images at a time.
+        seed: of all keys.
+        folder: for ledgers and finished batches.
+    """
+    path = folder / "ledger" / f"{jobs.slug(suite.title)}-{jobs.slug(name)}.npz"
+    determined: dict[str, Any] = {
+        "attack": name,
+        "suite": suite.title,
+        "seed": seed,
+        "redraws": list(suite.redraws),
+        "weights": evaluate.fingerprint(suite.judge),
+        "examples": len(rows),
+    }
+    if path.exists():
+        outcomes = evaluate.load_outcomes(path)
+        check_facts(f"{path} is of another evaluation", outcomes.facts, determined, "Remove it to evaluate anew")
+        return outcomes
+    images, passes = targets.images, dict[str, Any]()
+    if name in suite.attacks:
+        parts = Parts(folder / path.stem, {"attack": name})
+        key = jax.random.fold_in(jax.random.key(seed + 4), number)
+        found = evaluate.run_attack(
+            key,
+            suite.attacks[name],
+            suite.logits_fn,
+            images,
+            targets.labels,
+            rows=rows,
+            batch_size=batch_size,
+            parts=parts,
+            progress=name,
+        )
+        images = found.images
+        passes = {
+            "forward passes an image": round(float(np.mean(found.forwards))),
+            "backward passes an image": round(float(np.mean(found.backwards))),
+            "seconds an image": round(parts.seconds() / len(rows), 3),
         }
-    mean = result.robust.mean(1)
-    lines["union, fresh draws"] = {
-        "left, %": round(100 * float(mean.mean()), 1),
-        "over redraws, %": [round(100 * float(value), 1) for value in (mean.min(), mean.max())],
+    right = evaluate.survival(
+        jax.random.key(seed + 2),  # not the attack's: a prediction is made under fresh noise
+        suite.judge,
+        images,
+        targets.labels,
+        redraws=sum(suite.redraws),
+        rows=rows,
+        batch_size=batch_size,
+    )
+    selection = suite.redraws[0]
+    outcomes = Outcomes(rows, right[:selection], right[selection:], provenance() | determined | passes)
+    evaluate.save_outcomes(path, outcomes)
+    return outcomes
+
+
+def line(right: np.ndarray) -> dict[str, Any]:
+    """What is published of bool ``(redraws, N)``."""
+    shares = right.mean(1)
+    measured = results.measured(right)
+    return {
+        "left, %": measured["accuracy"],
+        "95 % interval": measured["wilson95"],
+        "over redraws, %": [round(100 * float(end), 1) for end in (shares.min(), shares.max())],
     }
-    return lines
 
 
 def job() -> None:
-    """Runs both suites and writes what they left."""
+    """Runs both suites and says what each attack left, and the worst of them for each example."""
     run, name, count = jobs.open_run(), str(MODEL.value), int(IMAGES.value or 0)
     config = run.config
     examples = learn.load(config, jobs.DATA_DIR.value)
@@ -141,12 +209,15 @@ def job() -> None:
     identity = attacks.straight_through(rebuild, classifier)
     norm_name, epsilon = first_budget(config)
     norm, rows = NORMS[norm_name], evaluation.drawn(config, count)
-    images, labels = examples.test.images[rows], examples.test.labels[rows]
-    noise_key = jax.random.key(config.seed + 3)
-    suites = {
-        "secret noise": (secret(forms, smoother, identity, source, norm, epsilon), forms["static"], forms["predict"]),
-        "known noise": (known(norm, epsilon), attacks.known_noise(forms["predict"], noise_key), None),
-    }
+    targets = Examples(examples.test.images[rows], examples.test.labels[rows])
+    under_one_draw = attacks.known_noise(forms["predict"], jax.random.key(config.seed + 3))
+    redraws = config.attack.selection, config.attack.scoring
+    hidden = secret(forms, smoother, identity, source, norm, epsilon)
+    suites = (
+        Suite("secret noise", hidden, forms["static"], forms["predict"], redraws),
+        Suite("known noise", known(norm, epsilon), under_one_draw, under_one_draw, (1, 1)),
+    )
+    folder = run.directory / "arena" / f"{name}-{count}"
     record: dict[str, Any] = provenance() | {
         "model": name,
         "set": config.set,
@@ -157,30 +228,20 @@ def job() -> None:
         "beta2": config.beta2,
         "m": config.draws,
     }
-    ledgers: dict[str, Path] = {}
-    for title, (suite, logits_fn, judge) in suites.items():
-        folder = run.directory / "arena" / f"{name}-{count}" / title.replace(" ", "-")
-        result = evaluate.run_suite(
-            jax.random.key(config.seed + 4),
-            suite,
-            logits_fn,
-            images,
-            labels,
-            judge=judge,
-            union=False,
-            rows=rows,
-            batch_size=config.attack.batch_size,
-            directory=folder,
-            progress=True,
-        )
-        record[title] = figures(result, folder)
-        facts = provenance() | {"suite": list(suite)} | record[title]
-        outcomes = Outcomes(rows, np.zeros((0, count), bool), result.robust, facts)
-        evaluate.save_outcomes(folder / "ledger.npz", outcomes)
-        print(f"{title}: the union leaves {record[title]['union, fresh draws']['left, %']} %", flush=True)
-        ledgers[title.replace(" ", "-")] = folder / "ledger.npz"
-    if jobs.PUBLISH.value:
-        jobs.publish_record(f"arena_{name}", record, ledgers)
+    for suite in suites:
+        record[suite.title], met = {}, []
+        for number, attack in enumerate(("clean", *suite.attacks)):
+            met.append(meet(attack, number, suite, targets, rows, config.attack.batch_size, config.seed, folder))
+            facts = met[-1].facts
+            spent = {what: facts[what] for what in facts if what.endswith("an image")}
+            record[suite.title][attack] = line(met[-1].scoring) | spent
+            union = evaluate.worst_case(np.stack([o.selection for o in met]), np.stack([o.scoring for o in met]))
+            left = record[suite.title][attack]["left, %"]
+            record[suite.title]["union"] = line(union)
+            print(f"{attack}: leaves {left} %, the union {record[suite.title]['union']['left, %']} %", flush=True)
+            if jobs.PUBLISH.value:  # each at once: on a machine that is taken away, nothing else stays
+                ledgers = {path.stem: path for path in (folder / "ledger").glob("*.npz")}
+                jobs.publish_record(f"arena_{name}", record, ledgers)
 
 
 if __name__ == "__main__":

@@ -135,8 +135,7 @@ def job() -> None:
     for number, (name, stage) in enumerate(stages().items()):
         order = np.argsort(-closest)
         chosen = np.sort(order[(clean if stage.alone else left)[order]][: stage.few])
-        slug = name.replace(" ", "-").replace(",", "").lower()
-        parts = Parts(directory / slug, {"attack": name})
+        parts = Parts(directory / jobs.slug(name), {"attack": name})
         found = evaluate.run_attack(
             jax.random.key(number),
             stage.attack,
@@ -166,7 +165,7 @@ def job() -> None:
             "seconds": round(parts.seconds()),
         }
         facts = provenance() | {"stage": name, "epsilon": EPSILON, "seed": number} | figures[name]
-        path = directory / "ledger" / f"{slug}.npz"
+        path = directory / "ledger" / f"{jobs.slug(name)}.npz"
         evaluate.save_outcomes(path, Outcomes(np.arange(total), np.zeros((0, total), bool), robust[None], facts))
         print(
             f"{name}: leaves {_percent(robust.mean()):.2f} % of {total}, all so far {_percent(left.mean()):.2f} %",
