@@ -3,9 +3,10 @@
     python -m experiments.arena --config=experiments/configs/mnist.py:cpu [--model=rcnn] [--images=200] [--publish]
 
 The model is the one that `experiments.reproduce` or `experiments.train` left in the run directory (trained first where
-it is missing). Every attack meets all images and is scored on fresh noise. Its ledger is kept, so that the same command goes
-on where a stopped one was, also on another machine that was given the ledgers (``arena/MODEL-N/ledger`` of the run
-directory; published ones lie in ``results/arena_MODEL/ledger``). About 2 hours on one core for 200 images of MNIST.
+it is missing). Every attack meets all images and is scored on fresh noise. Its ledger is kept, so that the same command
+goes on where a stopped one was, also on another machine that was given the ledgers: ``arena/MODEL-N/ledger`` of the run
+directory holds them, ``results/arena_MODEL/ledger`` those that were published. About 2 hours on one core for 200 images
+of MNIST.
 """
 
 from experiments import process
