@@ -84,6 +84,7 @@ bench: $(STAMP)  ## the benchmarks (results/benchmarks/*.json)
 	$(BIN)/pip install --quiet --no-deps torchattacks adv-lib
 	$(RUN) $(BIN)/python -m benchmarks.train
 	$(RUN) $(BIN)/python -m benchmarks.attacks
+	$(RUN) $(BIN)/python -m benchmarks.suites
 
 docs: $(STAMP)  ## the documentation site, in docs/_build
 	$(BIN)/pip install --quiet --editable '.[docs]'

@@ -46,9 +46,9 @@ def digits(count: int) -> tuple[np.ndarray, np.ndarray]:
     return (split.images[:count] / 255).astype(np.float32), split.labels[:count].astype(np.int32)
 
 
-def weights() -> Any:
-    """Of the CNN in ``results/``."""
-    return load_weights(ROOT / "results" / "mnist" / "models" / "cnn.npz")[0]
+def weights(name: str = "cnn") -> Any:
+    """Of a 4-layer CNN in ``results/``."""
+    return load_weights(ROOT / "results" / "mnist" / "models" / f"{name}.npz")[0]
 
 
 def jax_call(case: str) -> Callable[[], object]:
@@ -64,9 +64,9 @@ def jax_call(case: str) -> Callable[[], object]:
     return lambda: jax.block_until_ready(run(*arguments))
 
 
-def torch_model(torch: Any) -> Any:
+def torch_model(torch: Any, name: str = "cnn") -> Any:
     """The same network with the same weights in PyTorch, channels last."""
-    nn, params = torch.nn, weights()["params"]
+    nn, params = torch.nn, weights(name)["params"]
 
     def tensor(array: Any) -> Any:
         return nn.Parameter(torch.from_numpy(np.array(array, np.float32)))
@@ -127,7 +127,7 @@ def main() -> None:
     names = ("torch", "torchattacks", "foolbox", "adv_lib")
     figures: dict[str, Any] = {"versions": {name: importlib.metadata.version(name) for name in names}}
     for case, (libraries, looks, rounds) in CASES.items():
-        seconds, _ = taking_turns(make_call, libraries, case, rounds=rounds)
+        seconds = taking_turns(make_call, libraries, case, rounds=rounds).seconds
         medians = {library: statistics.median(values) for library, values in seconds.items()}
         ratios = [
             ours / min(seconds[library][turn] for library in libraries[1:])

@@ -5,7 +5,7 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,47 +28,63 @@ def interleaved(functions: dict[str, Callable[[], Any]], repeats: int = 7) -> di
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-def _work(pipe: Any, make: Callable[..., Callable[[], object]], arguments: tuple[Any, ...]) -> None:
+class Turns(NamedTuple):
+    """What several libraries took.
+
+    Attributes:
+        seconds: of each turn, by library.
+        rates: of the matmul, GFLOP/s, in each round.
+        returned: what each library's last call returned, where that is a number.
+    """
+
+    seconds: dict[str, list[float]]
+    rates: list[float]
+    returned: dict[str, float]
+
+
+def _work(pipe: Any, make: Callable[..., Callable[[], object]], arguments: tuple[Any, ...], settle: bool) -> None:
     call = make(*arguments)
     call()
     while pipe.recv():
-        call()  # not counted: after the others' turn the caches, and the pages of the allocator, are cold
+        if settle:
+            call()  # not counted: after the others' turn the caches, and the pages of the allocator, are cold
         began = time.perf_counter()
-        call()
-        pipe.send(time.perf_counter() - began)
+        returned = call()
+        took = time.perf_counter() - began
+        pipe.send((took, returned if isinstance(returned, float) else None))
 
 
 def taking_turns(
-    make: Callable[..., Callable[[], object]], names: Sequence[str], *arguments: Any, rounds: int
-) -> tuple[dict[str, list[float]], list[float]]:
-    """Seconds of several libraries, each in a process of its own, so that no library's threads disturb the other's.
+    make: Callable[..., Callable[[], object]], names: Sequence[str], *arguments: Any, rounds: int, settle: bool = True
+) -> Turns:
+    """Times several libraries, each in a process of its own, so that no library's threads disturb the other's.
 
     Args:
         make: (name, *arguments) -> what is timed, made in the process; a function of a module.
         names: of the libraries.
         arguments: further ones.
-        rounds: turns of each that are counted; one more comes first.
-
-    Returns:
-        Seconds of each turn by name, and the matmul rate in each round.
+        rounds: turns of each that are counted.
+        settle: whether a turn begins with a call that is not counted, and one more turn comes first; calls of many
+            seconds need neither.
     """
     context = multiprocessing.get_context("spawn")
     pipes, workers = {}, []
     for name in names:
         pipes[name], theirs = context.Pipe()
-        workers.append(context.Process(target=_work, args=(theirs, make, (name, *arguments))))
+        workers.append(context.Process(target=_work, args=(theirs, make, (name, *arguments), settle)))
         workers[-1].start()
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    rates = []
-    for _ in range(rounds + 1):
+    rates, returned = [], {}
+    for _ in range(rounds + settle):
         for name, pipe in pipes.items():
             pipe.send(True)
-            seconds[name].append(pipe.recv())
+            took, returned[name] = pipe.recv()
+            seconds[name].append(took)
         rates.append(matmul_rate())
     for pipe, worker in zip(pipes.values(), workers, strict=True):
         pipe.send(False)
         worker.join()
-    return {name: values[1:] for name, values in seconds.items()}, rates[1:]
+    return Turns({name: values[settle:] for name, values in seconds.items()}, rates[settle:], returned)
 
 
 def matmul_rate(size: int = 2048) -> float:
