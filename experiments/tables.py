@@ -2,15 +2,16 @@
 
 What ``experiments.reproduce --publish`` put into ``results/SET/`` (``job.json``, ``models/*.json``, ``ledger/``,
 ``certificates/``, ``studies/``) gives its ``results.json``, ``README.md`` and ``VERDICT.md``;
-``results/benchmarks/*.json`` give ``results/benchmarks/README.md``.
+``results/benchmarks/*.json`` give ``results/benchmarks/README.md``; the table at the top of the README is made too.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import certification, pages, results, studies, verdict
+from experiments import certification, pages, paper_tables, results, studies, verdict
 from experiments.provenance import ROOT
 from experiments.report import format_table
 from rbf_jax import evaluate
@@ -93,11 +94,31 @@ def benchmark_table(records: dict[str, dict[str, Any]]) -> str:
     return "\n".join(parts)
 
 
+_HEADLINE = re.compile(r"(?<=<!-- made by `make tables` -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+def write_headline(readme: Path, folder: Path) -> None:
+    """Puts the worst cases of each data set of the paper between the marks in the README."""
+    parts = []
+    for data_set, epsilon in results.PAPER["settings"]["linf_eps"].items():
+        path = folder / data_set / "results.json"
+        if path.exists():
+            record = read_json(path, _WAY_OUT)
+            table = format_table(*verdict.headline(data_set, paper_tables.Rows(record["rows"])))
+            parts.append(f"{record['config']['title']}, linf {epsilon:g}, accuracy in percent:\n\n{table}\n")
+    before = readme.read_text()
+    _write(readme, _HEADLINE.sub(lambda _: "\n" + "\n".join(parts) + "\n", before))
+
+
 def main(folder: Path = ROOT / "results") -> None:
     """Writes every table; prints which."""
     for job in sorted(folder.glob("*/job.json")):
         write_results(job.parent, job.parent.name)
         print(job.parent / "README.md")
+    readme = folder.parent / "README.md"
+    if readme.exists():
+        write_headline(readme, folder)
+        print(readme)
     benchmarks = {path.stem: read_json(path, _WAY_OUT) for path in sorted(folder.glob("benchmarks/[!.]*.json"))}
     if benchmarks:
         path = folder / "benchmarks" / "README.md"

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from experiments.pages import Section
-from experiments.paper_tables import COMPARED, Row, Rows, Table, budget, least, text
+from experiments.paper_tables import COMPARED, Row, Rows, Table, budget, form_of, least, text
 from experiments.provenance import ROOT
 from experiments.recipes import RECIPES
 from experiments.report import format_table
-from experiments.results import UNION, column_title
+from experiments.results import PAPER, UNION, column_title
 
 HOLDS = 5.0
 """Points within which a number of the paper holds."""
@@ -17,6 +17,28 @@ HOLDS = 5.0
 def worst(rows: Rows, model: str, form: str, norm: str, epsilon: float) -> Row | None:
     """The lowest worst case of a model within a budget; the lowest single attack where no worst case was taken."""
     return least(rows.worst(model, norm, epsilon, form) or rows.attacked(model, norm, epsilon, form))
+
+
+def headline(data_set: str, rows: Rows) -> Table:
+    """Within the paper's linf budget: one attack that it reports, and the worst case."""
+    epsilon, paper = budget(data_set, "linf"), PAPER["table1_linf"]
+    headings = ["model", "clean", "PGD, paper", "PGD, ours", "lowest attack, paper", "worst case, ours"]
+    lines = []
+    for model in (name for name in COMPARED if name in rows.models()):
+        form, column = form_of(model), f"{data_set}/{model}"
+        known = column in paper["columns"]
+        lowest = min(row[paper["columns"].index(column)] for row in paper["rows"].values()) if known else None
+        pgd = rows.find(model, "pgd", "linf", epsilon, form)
+        values = (
+            RECIPES[model].title,
+            text(rows.find(model, "clean", "", 0.0, form)),
+            f"{pgd['paper']:.1f}" if pgd and pgd["paper"] is not None else "–",
+            text(pgd),
+            "–" if lowest is None else f"{lowest:.1f}",
+            text(worst(rows, model, form, "linf", epsilon)),
+        )
+        lines.append(dict(zip(headings, values, strict=True)))
+    return headings, lines
 
 
 def worth(data_set: str, rows: Rows) -> Table:

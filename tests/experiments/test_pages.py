@@ -147,6 +147,25 @@ def test_the_page_has_every_table_and_more(job):
         assert part in text
 
 
+def test_the_headline_sets_the_lowest_number_of_the_paper_against_the_worst_case():
+    rows = [
+        row("cnn", "clean", 99.0, form="static"),
+        row("cnn", WORST, 0.0, form="static"),
+        row("rcnn", "pgd", 20.0, paper=78.3),
+        row("rcnn", "pgd", 1.0, epsilon=0.35, paper=None),
+        row("rcnn", WORST, 3.0),
+    ]
+    table = verdict.headline("mnist", Rows(rows))
+    rcnn, cnn = line(table, "rCNN"), line(table, "CNN")
+    # Table I: BPDA+EoT is the lowest of the rCNN's column.
+    assert (rcnn["PGD, paper"], rcnn["lowest attack, paper"]) == ("78.3", "39.4")
+    assert rcnn["PGD, ours"].startswith("20.0")
+    assert rcnn["worst case, ours"].startswith("3.0")
+    assert rcnn["clean"] == NOT_RUN
+    assert cnn["lowest attack, paper"] == "–"
+    assert cnn["clean"].startswith("99.0")
+
+
 def test_the_verdict_counts_points_and_sorts_the_papers_numbers(job, tmp_path, monkeypatch):
     rows = [
         row("rcnn", WORST, 10.0, form="static"),

@@ -1,12 +1,15 @@
 """Tables: the paper's number beside the right cell, worst cases, and what a row says."""
 
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
 
 from experiments import results, tables
 from experiments.configs import mnist
+from experiments.provenance import ROOT
 from rbf_jax.evaluate import Outcomes, save_outcomes, wilson_interval
 
 
@@ -278,6 +281,26 @@ def test_tables_come_from_the_ledger_alone(tmp_path):
     tables.main(tmp_path)
     assert (tmp_path / "mnist" / "results.json").read_bytes() == again
     assert (tmp_path / "mnist" / "README.md").read_text() == page
+
+
+def test_what_is_committed_is_what_the_ledgers_say(tmp_path):
+    shutil.copytree(ROOT / "results", tmp_path / "results")
+    shutil.copy(ROOT / "README.md", tmp_path / "README.md")
+    tables.main(tmp_path / "results")
+    for path in (ROOT / "README.md", *(ROOT / "results").rglob("*.md"), *(ROOT / "results").rglob("results.json")):
+        assert (tmp_path / path.relative_to(ROOT)).read_bytes() == path.read_bytes(), path
+
+
+def test_the_readme_keeps_what_stands_around_its_table(tmp_path):
+    job(tmp_path / "results" / "mnist")
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- made by `make tables` -->\nold\n<!-- end -->\nafter\n")
+    tables.main(tmp_path / "results")
+    before, made, after = re.split("<!-- .* -->\n", readme.read_text())
+    assert (before, after) == ("before\n", "after\n")
+    assert made.startswith("\nA title, linf 0.3, accuracy in percent:\n\n| model")
+    assert "66.7 (" in made
+    assert "old" not in made
 
 
 def test_benchmark_table_holds_every_figure(tmp_path):
