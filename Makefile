@@ -50,7 +50,7 @@ quickstart: $(STAMP)  ## the whole pipeline on 5,000 real digits in 3 minutes, w
 test: $(STAMP)  ## the default tests (10 minutes on two cores)
 	XLA_FLAGS="$(XLA_FLAGS) --xla_backend_optimization_level=0" $(RUN) $(BIN)/pytest -m "not full" -n 2 $(ARGS)
 
-test-full: $(STAMP)  ## all tests, those that need minutes or the full data included
+test-full: $(STAMP) docs  ## all tests, those that need minutes or the full data included, and the documentation
 	$(RUN) $(BIN)/pytest -n 2 $(ARGS)
 
 lint: $(STAMP)  ## format, lint, types, and the direction of imports
@@ -86,9 +86,9 @@ bench: $(STAMP)  ## the benchmarks (results/benchmarks/*.json)
 	$(RUN) $(BIN)/python -m benchmarks.attacks
 	$(RUN) $(BIN)/python -m benchmarks.suites
 
-docs: $(STAMP)  ## the documentation site, in docs/_build
+docs: $(STAMP)  ## the documentation site, in docs/_build/html; it runs the notebooks
 	$(BIN)/pip install --quiet --editable '.[docs]'
-	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build
+	$(RUN) $(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
 clean:  ## remove the environment and what tools left behind (runs in WORKDIR stay)
 	rm -rf $(VENV) build dist docs/_build *.egg-info .ruff_cache .hypothesis
