@@ -96,6 +96,14 @@ def take(tree: Any, rows: np.ndarray, axis: int = 0) -> Any:
     return jax.tree.map(one, tree)
 
 
+def everywhere(tree: Any) -> Any:
+    """The arrays of a tree on every device, so that no later call has to bring them there."""
+    if count() == 1:
+        return jax.tree.map(jnp.asarray, tree)
+    # By a program: unlike device_put it takes what each of several processes holds for itself.
+    return jax.jit(lambda tree: tree, out_shardings=NamedSharding(jax.sharding.get_mesh(), PartitionSpec()))(tree)
+
+
 def fetch(tree: Any) -> Any:
     """Device arrays as NumPy arrays, whole, in every process."""
 

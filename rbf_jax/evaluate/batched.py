@@ -44,12 +44,13 @@ def _in_batches(
     devices = parallel.count()
     # Whatever the devices, so that a run may go on with more or fewer of them.
     size = min(batch_size, total)
+    each = min(size, -(-total // devices))  # few examples are spread over all devices
     if parts is not None:
         parts.open(fingerprint(inputs, rows, arrays), size)
     arrays = tuple(np.asarray(array) for array in arrays)
 
     def compute(start: int) -> tuple[np.ndarray, ...]:
-        taken = np.minimum(np.arange(start, start + size * devices), total - 1)
+        taken = np.minimum(np.arange(start, start + each * devices), total - 1)
         result = function(*parallel.take((rows, *arrays), taken))
         return tuple(parallel.fetch(array)[: total - start] for array in result)
 

@@ -78,6 +78,7 @@ def save(directory: str | Path, step: int, tree: Any, settings: dict[str, Any]) 
 
     Raises:
         OSError: the checkpoint cannot be written; those before it stay.
+        jax.errors.JaxRuntimeError: one of several processes that write it together is gone.
     """
     directory, tree = _absolute(directory), _plain(tree)
     metadata = {"settings": settings, "sha256": _digest(tree)}
@@ -85,6 +86,9 @@ def save(directory: str | Path, step: int, tree: Any, settings: dict[str, Any]) 
         with _quiet(), _checkpointer(directory) as opened:
             opened.save(step, tree, custom_metadata=metadata)
     except Exception as error:  # of any class: tensorstore reports a full disk as ValueError
+        cause = _innermost(error)
+        if isinstance(cause, jax.errors.JaxRuntimeError):
+            raise cause from error
         reason = f"cannot write checkpoint {directory / str(step)} ({_first_line(error)})"
         raise OSError(f"{reason}. Make room there; the same command goes on from the checkpoint before it") from error
 
@@ -134,9 +138,15 @@ def restore(directory: str | Path, template: Any, settings: dict[str, Any]) -> A
     return _with_keys(tree, template)
 
 
-def _first_line(error: BaseException) -> str:
-    while error.__cause__ is not None:  # the innermost says what happened
+def _innermost(error: BaseException) -> BaseException:
+    """What happened, under what was made of it."""
+    while error.__cause__ is not None:
         error = error.__cause__
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    error = _innermost(error)
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}" if str(error) else type(error).__name__
 
 

@@ -222,7 +222,7 @@ def fit(
             # Each device is handed its part of the epoch's batches.
             data = parallel.take((np.arange(len(images)), images, labels), order, axis=1)
             # Signals act at once while this lasts: the checkpoint before is all that there is to keep.
-            augmentation = None if augment is None else augment(epoch, run.state.variables)
+            augmentation = parallel.everywhere(None if augment is None else augment(epoch, run.state.variables))
             began, first, last = time.perf_counter(), step, (epoch + 1) * batches
             with _delayed_signals(checkpoints is not None) as interrupted:
                 while step < last and not interrupted():

@@ -69,6 +69,7 @@ def compute():
     with pytest.raises(ValueError, match="must be a multiple of the") if DEVICES > 1 else contextlib.nullcontext():
         train.fit(KEY, classifier, images, labels, **{**steps, "batch_size": 6})
     noisy = train.add_noisy(images, labels, std=0.1, limit=0.3, count=BATCH, front=front)
+    yield "everywhere", [len(leaf.devices()) for leaf in jax.tree.leaves(parallel.everywhere(noisy))]
     validation = images[:21], labels[:21]
     yield (
         "training",
@@ -85,6 +86,14 @@ def compute():
     yield "logits", logits
     labels = logits.argmax(-1).astype(np.int32)
     yield "survival", evaluate.survival(KEY, defended.draw, images, labels, redraws=3, batch_size=5)
+    # Goes on where a run on another number of devices was.
+    folder = Path(RESULT).parent / "parts"
+    for path in sorted(folder.glob("*.npz"))[::2]:
+        path.unlink()
+    kept = evaluate.Parts(folder, {})
+    yield "kept", evaluate.survival(KEY, defended.draw, images, labels, redraws=3, batch_size=5, parts=kept)
+    # So few that every device gets less than a batch.
+    yield "few", evaluate.survival(KEY, defended.draw, images, labels, redraws=3, batch_size=40)
     suite = {
         "pgd": attacks.pgd(attacks.Linf, epsilon=0.02, steps=12),
         "square": attacks.square(attacks.L2, epsilon=0.3, queries=20),

@@ -56,6 +56,13 @@ def test_a_device_is_handed_its_part(split, devices):
     assert split["part/0"].shape == (16 // devices, 16, 16, 1)
 
 
+def test_what_an_augmentation_holds_is_on_every_device(split, alone, devices):
+    held = [int(value) for name, value in split.items() if name.startswith("everywhere/")]
+    assert len(held) > 4
+    assert set(held) == {devices}
+    assert {int(value) for name, value in alone.items() if name.startswith("everywhere/")} == {1}
+
+
 def test_em_learns_the_same(split, alone):
     assert len(alone["em/1"]) > 3
     assert_equal(split, alone, "em", rtol=1e-5, atol=1e-6)
@@ -70,6 +77,9 @@ def test_training_is_the_same(split, alone, kind):
 def test_predictions_are_the_same(split, alone):
     assert_equal(split, alone, "logits", rtol=1e-5, atol=1e-5)
     assert_equal(split, alone, "survival")
+    assert_equal(split, alone, "few")
+    assert_equal(split, alone, "kept")
+    np.testing.assert_array_equal(alone["kept/0"], alone["survival/0"])
 
 
 @pytest.mark.parametrize("kind", ["suite", "noisy suite"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -57,14 +58,34 @@ def test_where_to_meet_must_be_said(tmp_path):
     assert "--coordinator=HOST:PORT --processes=N --process=I" in said
 
 
+def started_training(folder):
+    """Two processes, in their first epoch."""
+    pair = start_two(folder)
+    while not list((folder / "checkpoints").glob("cnn/*")):
+        assert all(process.poll() is None for process in pair)
+        time.sleep(0.2)
+    return pair
+
+
+@pytest.mark.full
+def test_told_to_end_one_makes_both_write_a_checkpoint(tmp_path):
+    """As a batch system tells a single process of a job that its time is up."""
+    pair = started_training(tmp_path)
+    pair[1].send_signal(signal.SIGTERM)
+    for told in pair:
+        told.communicate(timeout=120)
+    assert {told.returncode for told in pair} == {-signal.SIGTERM}
+    (steps,) = [sorted(int(path.name) for path in (tmp_path / "checkpoints" / "cnn").glob("[0-9]*"))]
+    assert steps
+    # No half-written one is left.
+    assert [path.name for path in (tmp_path / "checkpoints" / "cnn").iterdir()] == [str(step) for step in steps]
+
+
 @pytest.mark.full
 def test_killed_and_started_again_they_end_as_one_does(tmp_path):
     """Training, attacks and checkpoints of two processes, one of which is killed in the first epoch."""
     together, alone = tmp_path / "together", tmp_path / "alone"
-    pair = start_two(together)
-    while not list((together / "checkpoints").glob("cnn/*")):
-        assert all(process.poll() is None for process in pair)
-        time.sleep(0.2)
+    pair = started_training(together)
     pair[1].kill()
     for left in pair:
         left.communicate(timeout=300)

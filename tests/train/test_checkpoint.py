@@ -1,5 +1,6 @@
 """Checkpoints and weights: round trips, damage, foreign files, a full disk."""
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -137,6 +138,23 @@ except OSError as error:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert f"refused cannot write checkpoint {saved / '3'}" in result.stdout
     assert same(checkpoint.restore(saved, tree(), SETTINGS), tree(2))
+
+
+def test_that_another_process_is_gone_is_not_taken_for_a_full_disk(saved, monkeypatch):
+    gone = jax.errors.JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out")
+
+    @contextlib.contextmanager
+    def waiting(directory):
+        try:
+            raise gone
+        except jax.errors.JaxRuntimeError as error:
+            raise ValueError("finalizing failed") from error
+        yield
+
+    monkeypatch.setattr(checkpoint, "_checkpointer", waiting)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="DEADLINE_EXCEEDED") as raised:
+        checkpoint.save(saved, 3, tree(3), SETTINGS)
+    assert raised.value is gone
 
 
 def test_weights_come_back_as_float16(tmp_path, rng):
