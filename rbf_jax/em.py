@@ -18,39 +18,15 @@ import numpy as np
 from tqdm import tqdm
 
 from rbf_jax import parallel
-from rbf_jax.checks import check_count, check_images, check_key, check_not_negative, check_positive
+from rbf_jax.checks import check_images, check_key
 from rbf_jax.em_gradient import fit_gradient as fit_gradient
+from rbf_jax.em_rules import CIFAR10 as CIFAR10
+from rbf_jax.em_rules import MNIST as MNIST
+from rbf_jax.em_rules import EMConfig as EMConfig
+from rbf_jax.em_rules import check_em_config
 from rbf_jax.patches import extract_patches, patch_grid
 from rbf_jax.rbf import RBFFilters, peak_scores, squared_distances, tile_images
 from rbf_jax.types import Array, Key
-
-
-class EMConfig(NamedTuple):
-    """Rules of the algorithm; the defaults are the released code's for MNIST.
-
-    Attributes:
-        size: height and width of a filter, pixels.
-        images_per_step: images whose patches make one M-step's statistics, taken in order, wrapping round.
-        steps: M-steps in all.
-        growth_steps: M-steps during which filters may be added.
-        expected_filters: the number of filters around which the growth of alpha slows down (K0).
-        new_share: share of the patches that the pooled cluster must exceed to become a filter.
-        offset: added to log(alpha) to give the score below which a patch is new.
-        variance_floor: lowest variance used in the scores.
-    """
-
-    size: tuple[int, int] = (3, 3)
-    images_per_step: int = 750
-    steps: int = 501
-    growth_steps: int = 250
-    expected_filters: float = 10.0
-    new_share: float = 0.001
-    offset: float = -2.5
-    variance_floor: float = 1e-20
-
-
-MNIST = EMConfig()
-CIFAR10 = EMConfig(growth_steps=500, expected_filters=175.0)
 
 
 class EMState(NamedTuple):
@@ -331,13 +307,3 @@ def fit(
         )
     filters = RBFFilters(current.filters.means[:count], current.filters.variances[:count])
     return filters, EMInfo(jax.tree.map(lambda *entries: jnp.stack(entries), *history), current)
-
-
-def check_em_config(config: EMConfig) -> None:
-    """Raises ValueError unless every rule is in its range."""
-    check_count(config.images_per_step, "images_per_step")
-    check_count(config.steps, "steps")
-    check_count(config.growth_steps, "growth_steps", least=0)
-    check_positive(config.expected_filters, "expected_filters")
-    check_not_negative(config.new_share, "new_share")
-    check_positive(config.variance_floor, "variance_floor")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from helpers import marked_images, random_filters
 
-from rbf_jax import certify, cli, evaluate, models, rbf
+from rbf_jax import certify, cli, commands, evaluate, models, rbf
 from rbf_jax.evaluate import Outcomes
 
 SHAPE = (8, 8, 1)
@@ -21,8 +21,8 @@ class Small(nn.Module):
 def world(monkeypatch, tmp_path, rng, standard_promotion):
     """Few small images, a small network, and a folder with filters to work in."""
     images, labels = marked_images(80, SHAPE, 0.6)
-    monkeypatch.setattr(cli, "_examples", lambda *_: (images, labels))
-    monkeypatch.setitem(cli.NETWORKS, "cnn", Small)
+    monkeypatch.setattr(commands, "_examples", lambda *_: (images, labels))
+    monkeypatch.setitem(commands.NETWORKS, "cnn", Small)
     monkeypatch.chdir(tmp_path)
     rbf.save("filters.npz", random_filters(rng, 6))
     return images, labels
@@ -57,7 +57,7 @@ def test_what_is_wrong_is_one_message(world, capsys):
     assert cli.main(["attack", "model.npz", "--epsilon", "0.1", "--epsilon", "0.2"]) == 2
     assert "once for each --norm (1) or never, got 2" in capsys.readouterr().err
     models_only = {"params": {"w": np.ones(2, np.float32)}}
-    cli.train.save_weights("foreign.npz", models_only, {"data": "mnist"})
+    commands.train.save_weights("foreign.npz", models_only, {"data": "mnist"})
     assert cli.main(["attack", "foreign.npz"]) == 2
     assert "its recipe has no filters, network, preset" in capsys.readouterr().err
 
@@ -65,9 +65,9 @@ def test_what_is_wrong_is_one_message(world, capsys):
 def test_a_plain_network(world, capsys):
     images, labels = world
     assert train() == 0
-    loaded = cli._load("model.npz")
+    loaded = commands._load("model.npz")
     assert loaded.filters is None
-    right = evaluate.predict(cli.jax.random.key(0), loaded.logits_fn, images).argmax(-1) == labels
+    right = evaluate.predict(commands.jax.random.key(0), loaded.logits_fn, images).argmax(-1) == labels
     assert f"right on {100 * right.mean():.1f} %" in capsys.readouterr().out
     words = ["attack", "model.npz", "--images", "20", "--epsilon", "0.05", "--norm", "linf", "--out", "found.npz"]
     assert cli.main(words) == 0
@@ -84,7 +84,7 @@ def test_a_plain_network(world, capsys):
 def test_a_defended_network(world, capsys):
     """Trained on what the filters rebuild, with the filters in its file; attacked and certified with noise."""
     assert train("--filters", "filters.npz", "--preset", "paper") == 0
-    kept, stored = cli._load("model.npz").filters, rbf.load("filters.npz")
+    kept, stored = commands._load("model.npz").filters, rbf.load("filters.npz")
     assert kept is not None
     np.testing.assert_array_equal(kept.variances, stored.variances)
     np.testing.assert_array_equal(kept.means, stored.means)
@@ -129,8 +129,8 @@ def test_info_names_devices_and_data(tmp_path, capsys):
 
 
 def test_networks_fit_their_data():
-    assert set(cli.NETWORKS) == {network for network, _ in cli.SETS.values()}
-    assert cli.NETWORKS["vgg16"] is models.VGG16
+    assert set(commands.NETWORKS) == {network for network, _ in commands.SETS.values()}
+    assert commands.NETWORKS["vgg16"] is models.VGG16
 
 
 @pytest.mark.full

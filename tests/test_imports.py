@@ -19,7 +19,8 @@ MAY_IMPORT = {
     "patches": GROUND,
     "rbf": GROUND | {"patches"},
     "em_gradient": GROUND | {"patches", "rbf"},
-    "em": GROUND | {"patches", "rbf", "em_gradient"},
+    "em_rules": GROUND,
+    "em": GROUND | {"patches", "rbf", "em_gradient", "em_rules"},
     "bounds": GROUND | {"patches", "rbf"},
     "reconstruction": GROUND | {"patches", "rbf"},
     "defense": GROUND | {"patches", "rbf", "reconstruction"},
@@ -31,13 +32,14 @@ MAY_IMPORT = {
     "evaluate": GROUND | {"attacks"},
     "data": GROUND,
     "plots": GROUND | {"rbf", "saliency"},
-    "cli": GROUND
+    "commands": GROUND
     | {"attacks", "certify", "data", "defense", "em", "evaluate", "models", "rbf", "reconstruction", "train"},
+    "cli": GROUND | {"commands", "reconstruction"},
 }
 # Who alone may import what of others.
 ONLY = {
     "flax": {"models"},
-    "optax": {"train", "attacks", "em_gradient", "cli"},
+    "optax": {"train", "attacks", "em_gradient", "commands"},
     "tensorflow_datasets": {"data"},
     "pooch": {"data"},
     "mlxtend": {"data"},

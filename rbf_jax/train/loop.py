@@ -1,10 +1,6 @@
 """The training loop: steps in a compiled loop, a checkpoint after each epoch and on a signal, exact resume."""
 
-import contextlib
 import functools
-import signal
-import sys
-import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,6 +20,7 @@ from rbf_jax.models.classifier import Variables
 from rbf_jax.train import checkpoint
 from rbf_jax.train.augmentation import Augmentation
 from rbf_jax.train.losses import cross_entropy, smoothed_labels
+from rbf_jax.train.signals import delayed_signals
 from rbf_jax.types import Array, Attack, Key, LogitsFn
 
 VALIDATION_BATCH = 500
@@ -224,7 +221,7 @@ def fit(
             # Signals act at once while this lasts: the checkpoint before is all that there is to keep.
             augmentation = parallel.everywhere(None if augment is None else augment(epoch, run.state.variables))
             began, first, last = time.perf_counter(), step, (epoch + 1) * batches
-            with _delayed_signals(checkpoints is not None) as interrupted:
+            with delayed_signals(checkpoints is not None) as interrupted:
                 while step < last and not interrupted():
                     count = min(calls, last - step)
                     call_began = time.perf_counter()
@@ -302,34 +299,3 @@ def _make_advance(step: Callable[..., tuple[TrainState, TrainInfo]], key: Key) -
         return jax.lax.fori_loop(first, first + count, body, run)
 
     return advance
-
-
-@contextlib.contextmanager
-def _delayed_signals(wanted: bool) -> Iterator[Callable[[], bool]]:
-    """Holds SIGTERM and SIGINT back; yields a function that says whether one came; delivers it at the end.
-
-    What one of several processes gets takes effect in all.
-    """
-    came: list[int] = []
-    # Only the main thread may change handlers; elsewhere signals do what they did.
-    if not wanted or threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    for number in before:
-        signal.signal(number, lambda number, frame: came.append(number))
-
-    def interrupted() -> bool:
-        number = parallel.largest(came[0] if came else 0)
-        if number and not came:
-            came.append(number)
-        return number > 0
-
-    try:
-        yield interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if came:
-            signal.raise_signal(signal.Signals(came[0]))
-            sys.exit(128 + came[0])  # a handler that only took note of it must not take this for a finished training
