@@ -22,7 +22,7 @@ import numpy as np
 from absl import flags
 from jax.tree_util import Partial
 
-from experiments import evaluation, jobs, learn, results
+from experiments import contests, evaluation, jobs, learn
 from experiments.catalogue import NORMS, first_budget, warmed
 from experiments.learn import Examples
 from experiments.provenance import provenance
@@ -184,17 +184,6 @@ def meet(
     return outcomes
 
 
-def line(right: np.ndarray) -> dict[str, Any]:
-    """What is published of bool ``(redraws, N)``."""
-    shares = right.mean(1)
-    measured = results.measured(right)
-    return {
-        "left, %": measured["accuracy"],
-        "95 % interval": measured["wilson95"],
-        "over redraws, %": [round(100 * float(end), 1) for end in (shares.min(), shares.max())],
-    }
-
-
 def job() -> None:
     """Runs both suites and says what each attack left, and the worst of them for each example."""
     run, name, count = jobs.open_run(), str(MODEL.value), int(IMAGES.value or 0)
@@ -219,30 +208,24 @@ def job() -> None:
         Suite("known noise", known(norm, epsilon), under_one_draw, under_one_draw, (1, 1)),
     )
     folder = run.directory / "arena" / f"{name}-{count}"
-    record: dict[str, Any] = provenance() | {
+    settings = {
+        "kind": "arena",
         "model": name,
         "set": config.set,
         "norm": norm_name,
         "epsilon": epsilon,
         "N": count,
-        "seed": config.seed,
         "beta2": config.beta2,
-        "m": config.draws,
+        "draws": config.draws,
     }
     for suite in suites:
-        record[suite.title], met = {}, []
+        met = []
         for number, attack in enumerate(("clean", *suite.attacks)):
             met.append(meet(attack, number, suite, targets, rows, config.attack.batch_size, config.seed, folder))
-            facts = met[-1].facts
-            spent = {what: facts[what] for what in facts if what.endswith("an image")}
-            record[suite.title][attack] = line(met[-1].scoring) | spent
-            union = evaluate.worst_case(np.stack([o.selection for o in met]), np.stack([o.scoring for o in met]))
-            left = record[suite.title][attack]["left, %"]
-            record[suite.title]["union"] = line(union)
-            print(f"{attack}: leaves {left} %, the union {record[suite.title]['union']['left, %']} %", flush=True)
+            left, union = (100 * right.mean() for right in (met[-1].scoring, contests.union(met)))
+            print(f"{attack}: leaves {left:.1f} %, the worst of all so far {union:.1f} %", flush=True)
             if jobs.PUBLISH.value:  # each at once: on a machine that is taken away, nothing else stays
-                ledgers = {path.stem: path for path in (folder / "ledger").glob("*.npz")}
-                jobs.publish_record(f"arena_{name}", record, ledgers)
+                jobs.publish_contest(f"arena_{name}", settings, folder / "ledger")
 
 
 if __name__ == "__main__":

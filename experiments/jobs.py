@@ -84,15 +84,22 @@ def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> No
         tables.write_results(directory, run.config.set)
 
 
-def publish_record(name: str, record: dict[str, Any], ledgers: dict[str, Path]) -> None:
-    """Writes figures beside the benchmarks, where `make tables` makes their page, and ledgers by name."""
+def publish_contest(name: str, settings: dict[str, Any], folder: Path) -> None:
+    """Copies the ledgers of a folder into ``results/NAME/``, says what they are of, and makes the tables.
+
+    Args:
+        name: of the folder in ``results/``.
+        settings: what all attacks have in common, and their ``kind`` of page.
+        folder: with the ledgers.
+    """
     if jax.process_index() > 0:
         return
-    for title, path in ledgers.items():
-        with replacing(ROOT / "results" / name / "ledger" / f"{title}.npz") as temporary:
+    target = ROOT / "results" / name
+    for path in sorted(folder.glob("[!.]*.npz")):
+        with replacing(target / "ledger" / path.name) as temporary:
             temporary.write_bytes(path.read_bytes())
-    with replacing(ROOT / "results" / "benchmarks" / f"{name}.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    with replacing(target / "settings.json") as temporary:
+        temporary.write_text(json.dumps(settings, indent=1) + "\n")
     tables.main()
 
 

@@ -131,7 +131,7 @@ def job() -> None:
         return logits.argmax(-1) == labels, np.array(attacks.margin(jnp.asarray(logits), jnp.asarray(labels), None))
 
     clean, closest = look(images, labels)
-    left, figures = clean.copy(), {}
+    left = clean.copy()
     for number, (name, stage) in enumerate(stages().items()):
         order = np.argsort(-closest)
         chosen = np.sort(order[(clean if stage.alone else left)[order]][: stage.few])
@@ -150,35 +150,27 @@ def job() -> None:
         )
         right, level = look(found.images, labels[chosen])
         closest[chosen] = np.maximum(closest[chosen], level)
-        before, alone = left.sum(), clean.copy()
         left[chosen] &= right
+        alone = clean.copy()
         alone[chosen] = right
         robust = alone if stage.alone else left
-        figures[name] = {
-            "N": total,
+        facts = provenance() | {
+            "stage": name,
+            "seed": number,
+            "epsilon": EPSILON,
             "attacked": len(chosen),
-            "broken by it that stood before": int(before - left.sum()),
-            "left by it alone, %" if stage.alone else "left by all so far, %": _percent(robust.mean()),
-            "95 % interval": [_percent(end) for end in evaluate.wilson_interval(int(robust.sum()), total)],
+            "alone": stage.alone,
             "forward passes": int(found.forwards.sum()),
             "backward passes": int(found.backwards.sum()),
             "seconds": round(parts.seconds()),
         }
-        facts = provenance() | {"stage": name, "epsilon": EPSILON, "seed": number} | figures[name]
         path = directory / "ledger" / f"{jobs.slug(name)}.npz"
         evaluate.save_outcomes(path, Outcomes(np.arange(total), np.zeros((0, total), bool), robust[None], facts))
-        print(
-            f"{name}: leaves {_percent(robust.mean()):.2f} % of {total}, all so far {_percent(left.mean()):.2f} %",
-            flush=True,
-        )
+        shares = f"{100 * robust.mean():.2f} % of {total}, all so far {100 * left.mean():.2f} %"
+        print(f"{name}: leaves {shares}", flush=True)
     if jobs.PUBLISH.value:
-        record = provenance() | {"epsilon": EPSILON, "left by others, of 10,000, %": OTHERS} | figures
-        ledgers = {path.stem: path for path in sorted((directory / "ledger").glob("*.npz"))}
-        jobs.publish_record("robust_net", record, ledgers)
-
-
-def _percent(share: float) -> float:
-    return round(100 * float(share), 2)
+        settings = {"kind": "robust_net", "epsilon": EPSILON, "others": OTHERS}
+        jobs.publish_contest("robust_net", settings, directory / "ledger")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 What ``experiments.reproduce --publish`` put into ``results/SET/`` (``job.json``, ``models/*.json``, ``ledger/``,
 ``certificates/``, ``studies/``) gives its ``results.json``, ``README.md`` and ``VERDICT.md``;
+the ledgers of ``results/arena_MODEL`` and ``results/robust_net`` give their pages;
 ``results/benchmarks/*.json`` give ``results/benchmarks/README.md``; the table at the top of the README is made too.
 """
 
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments import certification, pages, paper_tables, results, studies, verdict
+from experiments import certification, contests, pages, paper_tables, results, studies, verdict
 from experiments.provenance import ROOT
 from experiments.report import format_table
 from rbf_jax import evaluate
@@ -115,6 +116,9 @@ def main(folder: Path = ROOT / "results") -> None:
     for job in sorted(folder.glob("*/job.json")):
         write_results(job.parent, job.parent.name)
         print(job.parent / "README.md")
+    for settings in sorted(folder.glob("*/settings.json")):
+        _write(settings.parent / "README.md", contests.page(settings.parent))
+        print(settings.parent / "README.md")
     readme = folder.parent / "README.md"
     if readme.exists():
         write_headline(readme, folder)
