@@ -168,9 +168,9 @@ def job() -> None:
         evaluate.save_outcomes(path, Outcomes(np.arange(total), np.zeros((0, total), bool), robust[None], facts))
         shares = f"{100 * robust.mean():.2f} % of {total}, all so far {100 * left.mean():.2f} %"
         print(f"{name}: leaves {shares}", flush=True)
-    if jobs.PUBLISH.value:
-        settings = {"kind": "robust_net", "epsilon": EPSILON, "others": OTHERS}
-        jobs.publish_contest("robust_net", settings, directory / "ledger")
+        if jobs.PUBLISH.value:  # each at once: on a machine that is taken away, nothing else stays
+            settings = {"kind": "robust_net", "epsilon": EPSILON, "others": OTHERS}
+            jobs.publish_contest("robust_net", settings, directory / "ledger")
 
 
 if __name__ == "__main__":
