@@ -112,8 +112,8 @@ def stages() -> dict[str, Stage]:
         "APGD-CE": Stage(standard["apgd-ce"], 3_000),
         "PGD-1000": Stage(_pgd(1000), 1_200, alone=True),
         "APGD-T": Stage(standard["apgd-t"], 1_000),
-        "FAB-T": Stage(standard["fab-t"], 300),
         "Square, 20,000 queries": Stage(attacks.square(attacks.Linf, epsilon=EPSILON, queries=20_000), 300),
+        "FAB-T": Stage(standard["fab-t"], 300),
         "APGD-T, 4 more starts": Stage(attacks.apgd_t(attacks.Linf, epsilon=EPSILON, restarts=4), 200),
     }
 
