@@ -20,7 +20,7 @@ WORKDIR ?= $(HOME)/.cache/rbf_jax/runs
 export WORKDIR DATA_DIR FILTERS
 
 # Runs a command with the process settings for CPU.
-RUN := $(BIN)/python -m experiments.process
+RUN := $(BIN)/python -m rbf_jax.process
 # $(call reproduce,NAME) runs the pipeline of experiments/configs/NAME.py.
 reproduce = $(RUN) $(BIN)/python -m experiments.reproduce --config=experiments/configs/$(1).py$(if $(PROFILE),:$(PROFILE))
 # The smoke profile shows that everything runs; its numbers are not for results/.
@@ -37,7 +37,7 @@ setup: $(STAMP)  ## make the environment (.venv); nothing to do when nothing cha
 # PyTorch is not needed here; the peers that benchmarks compare with are the extra `peers`.
 $(STAMP): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rbf_jax needs Python 3.11 or later, this is " + sys.version.split()[0])'
-	@echo "setting up $(VENV): about a minute and 1.3 GB"
+	@echo "setting up $(VENV): 1 to 3 minutes and 1.3 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --editable '.[dev]'

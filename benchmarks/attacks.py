@@ -7,7 +7,7 @@ embedded digits, at a radius at which few of them fall, so that no attack can st
 its own; they take turns.
 """
 
-from experiments import process
+from rbf_jax import process
 
 if __name__ == "__main__":
     process.ensure()

@@ -6,7 +6,7 @@ Value and both gradients of a 3x3 convolution, at the sizes of the 4-layer CNN a
 in ``lax.fori_loop`` and unrolled.
 """
 
-from experiments import process
+from rbf_jax import process
 
 if __name__ == "__main__":
     process.ensure()

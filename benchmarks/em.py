@@ -6,7 +6,7 @@ Where RBF_JAX_REFERENCE names a folder with the authors' released filters (``rbf
 they are measured beside ours.
 """
 
-from experiments import process
+from rbf_jax import process
 
 if __name__ == "__main__":
     process.ensure()

@@ -7,7 +7,7 @@ graph of the released code: convolutions for ``z.mu`` and ``|z|^2``, sigmoid, ex
 convolution.
 """
 
-from experiments import process
+from rbf_jax import process
 
 if __name__ == "__main__":
     process.ensure()

@@ -7,7 +7,7 @@ in PyTorch; that both predict the same is checked first. Each library has a proc
 paper's budget every image falls, at the smaller one most do not: there a suite's time is that of the survivors.
 """
 
-from experiments import process
+from rbf_jax import process
 
 if __name__ == "__main__":
     process.ensure()

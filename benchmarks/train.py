@@ -8,7 +8,7 @@ runs eagerly, channels last, on as many threads. Each has a process of its own, 
 disturb the other's; they take turns.
 """
 
-from experiments import process
+from rbf_jax import process
 
 if __name__ == "__main__":
     process.ensure()

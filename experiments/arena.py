@@ -9,7 +9,7 @@ directory holds them, ``results/arena_MODEL/ledger`` those that were published. 
 of MNIST.
 """
 
-from experiments import process
+from rbf_jax import process
 
 if __name__ == "__main__":
     process.ensure()

@@ -10,7 +10,7 @@ import json
 import time
 from pathlib import Path
 
-from experiments import process
+from rbf_jax import process
 
 if __name__ == "__main__":
     process.ensure()

@@ -9,7 +9,7 @@ could only lower it. Every stage keeps its finished batches in the run directory
 stopped one was. On one core about 2 hours for all 10,000 images.
 """
 
-from experiments import process
+from rbf_jax import process
 
 if __name__ == "__main__":
     process.ensure()

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments import process
+from rbf_jax import process
 
 if __name__ == "__main__":
     process.ensure()

@@ -5,7 +5,7 @@
 The same command goes on where a stopped one was. Exit code 2 with one message where something is wrong.
 """
 
-from experiments import process
+from rbf_jax import process
 
 if __name__ == "__main__":
     process.ensure()

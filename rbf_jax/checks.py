@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from rbf_jax.types import Array, Key
+from rbf_jax.types import Array, Key, Norm
 
 
 def is_concrete(value: object) -> bool:
@@ -39,14 +39,20 @@ def check_images(images: Array, name: str = "images") -> None:
 
 
 def check_labels(labels: Array, batch: int, classes: int | None = None, name: str = "labels") -> None:
-    """Raises ValueError unless labels are int32 ``(batch,)`` in [0, classes)."""
-    if labels.shape != (batch,) or labels.dtype != jnp.int32:
+    """Raises ValueError unless labels are int32 (or int64, as NumPy has them) ``(batch,)`` in [0, classes)."""
+    if labels.shape != (batch,) or labels.dtype not in (jnp.int32, jnp.int64):
         raise ValueError(f"{name} must be int32 of shape ({batch},), got {labels.dtype} of shape {labels.shape}")
     if is_concrete(labels):
         low, high = map(int, value_range(labels))
         if low < 0 or (classes is not None and high >= classes):
             allowed = "at least 0" if classes is None else f"in [0, {classes})"
             raise ValueError(f"{name} must be {allowed}, got values from {low} to {high}")
+
+
+def check_norm(norm: Norm) -> None:
+    """Raises ValueError unless it is a norm."""
+    if not isinstance(norm, Norm):
+        raise ValueError(f"norm must be attacks.Linf, attacks.L2 or attacks.L1, got {norm!r}")
 
 
 def check_positive(value: Array | float, name: str) -> None:

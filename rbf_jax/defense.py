@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from rbf_jax.checks import check_choice, check_count, check_key, check_not_negative
 from rbf_jax.rbf import CONSTANTS, RBFFilters, check_filters
 from rbf_jax.reconstruction import NOISES, SCALES, bpda, check_beta1, reconstruct, sample_reconstruction
-from rbf_jax.types import Array, Key, LogitsFn
+from rbf_jax.types import Array, Key, LogitsFn, as_partial
 
 
 class Defense(NamedTuple):
@@ -127,8 +127,6 @@ def defend(
     check_choice(noise, "noise", NOISES)
     check_choice(scale, "scale", SCALES)
     check_choice(constant, "constant", CONSTANTS)
-    if not isinstance(logits_fn, Partial):
-        logits_fn = Partial(logits_fn)
     settings = _Settings(noise, scale, constant, draws)
-    arguments = (filters, logits_fn, jnp.float32(beta1), jnp.float32(beta2))
+    arguments = (filters, as_partial(logits_fn), jnp.float32(beta1), jnp.float32(beta2))
     return Defense(*(Partial(_bind(form, settings), *arguments) for form in (_static, _draw, _bpda, _predict)))

@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 import jax
 import numpy as np
+from jax.tree_util import Partial
 
 Array = jax.Array | np.ndarray
 """Functions take NumPy arrays as well; what they return is JAX's."""
@@ -27,6 +28,17 @@ class LogitsFn(Protocol):
     def __call__(self, key: Key, images: Array, /) -> Array:
         """Logits of the images."""
         ...
+
+
+def as_partial(function: Callable[..., Array]) -> Partial:
+    """A function as what may cross a ``jit`` boundary; a plain one compiles anew for each function object.
+
+    Raises:
+        ValueError: it cannot be called.
+    """
+    if not callable(function):
+        raise ValueError(f"a model must be a function (key, images) -> logits, got {type(function).__name__}")
+    return function if isinstance(function, Partial) else Partial(function)
 
 
 class Norm(NamedTuple):
@@ -58,7 +70,7 @@ class AttackResult(NamedTuple):
     Attributes:
         images: float32 ``(B, H, W, C)`` in [0, 1]: the best adversarial image of each example, successful or not.
         success: bool ``(B,)``: the attack saw the model misled on that image (under the attack's own draws; a
-            randomised model is scored on fresh ones).
+            randomised model is scored on fresh ones). Also where it was misled from the start.
         distance: float32 ``(B,)``: the attack's norm of ``images`` minus the clean images.
         forwards: int32 ``(B,)``: forward passes spent on each example.
         backwards: int32 ``(B,)``: backward passes spent on each example.

@@ -16,6 +16,7 @@ MAY_IMPORT = {
     "checks": {"types"},
     "files": set(),
     "parallel": {"types", "checks"},
+    "process": set(),
     "patches": GROUND,
     "rbf": GROUND | {"patches"},
     "em_gradient": GROUND | {"patches", "rbf"},

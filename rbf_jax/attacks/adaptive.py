@@ -1,6 +1,6 @@
 """Attacks that know the defence: other forms of the model to attack, and attacks that go by way of other models."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -10,11 +10,7 @@ from jax.tree_util import Partial
 from rbf_jax.attacks.driver import Composed, Iterative, is_misled
 from rbf_jax.attacks.gradients import fold_in
 from rbf_jax.checks import check_single_key
-from rbf_jax.types import Array, AttackResult, Key, LogitsFn
-
-
-def _as_partial(function: Callable[..., Array]) -> Partial:
-    return function if isinstance(function, Partial) else Partial(function)
+from rbf_jax.types import Array, AttackResult, Key, LogitsFn, as_partial
 
 
 def _straight_through(front: LogitsFn, logits_fn: LogitsFn, key: Key, images: Array) -> Array:
@@ -35,7 +31,7 @@ def straight_through(front: LogitsFn, logits_fn: LogitsFn) -> Partial:
 
     Reference: Athalye et al., ICML 2018.
     """
-    return Partial(_straight_through, _as_partial(front), _as_partial(logits_fn))
+    return Partial(_straight_through, as_partial(front), as_partial(logits_fn))
 
 
 def _known_noise(logits_fn: LogitsFn, noise_key: Key, key: Key, images: Array) -> Array:
@@ -59,7 +55,7 @@ def known_noise(logits_fn: LogitsFn, key: Key) -> Partial:
         ValueError: not a single key.
     """
     check_single_key(key)
-    return Partial(_known_noise, _as_partial(logits_fn), key)
+    return Partial(_known_noise, as_partial(logits_fn), key)
 
 
 def _transfer(
@@ -84,7 +80,7 @@ def transfer(attack: Iterative | Composed, source: LogitsFn) -> Composed:
     Returns:
         The attack; ``success`` is that on the model it is called with.
     """
-    return Composed(attack.norm, partial(_transfer, attack), (_as_partial(source),))
+    return Composed(attack.norm, partial(_transfer, attack), (as_partial(source),))
 
 
 def _annealed(attack, warm_up, models, keys, logits_fn, images, labels, *, start, **options) -> AttackResult:
@@ -119,4 +115,4 @@ def annealed(
     """
     if not surrogates:
         raise ValueError("surrogates must be at least one model, got none")
-    return Composed(attack.norm, partial(_annealed, attack, warm_up or attack), tuple(map(_as_partial, surrogates)))
+    return Composed(attack.norm, partial(_annealed, attack, warm_up or attack), tuple(map(as_partial, surrogates)))

@@ -9,7 +9,7 @@ from rbf_jax.attacks.apgd_rules import Track, halving, sparse_rule
 from rbf_jax.attacks.driver import Best, Iterative, Problem, better, choose, is_misled, no_best, random_point
 from rbf_jax.attacks.gradients import Estimator, exact, fold_in
 from rbf_jax.attacks.losses import Loss, cross_entropy, dlr, likely_classes
-from rbf_jax.checks import check_count, check_not_negative
+from rbf_jax.checks import check_count, check_norm, check_not_negative
 from rbf_jax.types import Array, Key, LogitsFn, Norm
 
 
@@ -91,6 +91,7 @@ def apgd_t(
 def _attack(
     norm: Norm, epsilon: float, steps: int, classes: int, restarts: int, loss: Loss, gradient: Estimator
 ) -> Iterative:
+    check_norm(norm)
     check_not_negative(epsilon, "epsilon")
     check_count(steps, "steps")
     check_count(restarts, "restarts")

@@ -11,7 +11,7 @@ from rbf_jax.attacks.driver import Best, Iterative, Problem, better, no_best, ra
 from rbf_jax.attacks.gradients import Estimator, exact, fold_in
 from rbf_jax.attacks.losses import Loss, cross_entropy
 from rbf_jax.attacks.norms import per_example
-from rbf_jax.checks import check_count, check_not_negative, check_positive
+from rbf_jax.checks import check_count, check_norm, check_not_negative, check_positive
 from rbf_jax.types import Array, LogitsFn, Norm
 
 RESHUFFLE = 10
@@ -103,6 +103,7 @@ def daa(
 
     Reference: Zheng et al., AAAI 2019, and its authors' code.
     """
+    check_norm(norm)
     check_not_negative(epsilon, "epsilon")
     for value, name in ((steps, "steps"), (restarts, "restarts")):
         check_count(value, name)

@@ -11,7 +11,7 @@ from rbf_jax.attacks.driver import Best, Iterative, Problem, better, is_misled, 
 from rbf_jax.attacks.gradients import Look, exact, fold_in
 from rbf_jax.attacks.losses import margin
 from rbf_jax.attacks.norms import per_example
-from rbf_jax.checks import check_budget, check_count, check_not_negative
+from rbf_jax.checks import check_budget, check_count, check_norm, check_not_negative
 from rbf_jax.types import Array, LogitsFn, Norm
 
 NUDGE = 1e-4
@@ -53,6 +53,7 @@ def deepfool(
 
     Reference: Moosavi-Dezfooli et al., CVPR 2016.
     """
+    check_norm(norm)
     check_budget(epsilon)
     check_count(steps, "steps")
     check_not_negative(overshoot, "overshoot")

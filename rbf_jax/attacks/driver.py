@@ -188,7 +188,7 @@ class Iterative:
         radius = jnp.broadcast_to(jnp.asarray(epsilon, jnp.float32), (batch,))
         images = jnp.asarray(images)
         start = None if start is None else self.norm.confine(images, jnp.asarray(start), radius)
-        return Problem(keys, images, jnp.asarray(labels), radius, targets, start)
+        return Problem(keys, images, jnp.asarray(labels, jnp.int32), radius, targets, start)
 
     def advance(self, first: Array | int, last: Array | int, logits_fn: LogitsFn, problem: Problem, state: Any) -> Any:
         """The state after the steps from ``first`` to ``last - 1``; both may be traced."""

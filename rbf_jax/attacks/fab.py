@@ -11,7 +11,7 @@ from rbf_jax.attacks.driver import Best, Iterative, Problem, better, is_misled, 
 from rbf_jax.attacks.gradients import Look, exact, fold_in
 from rbf_jax.attacks.losses import likely_classes, margin
 from rbf_jax.attacks.norms import per_example
-from rbf_jax.checks import check_budget, check_count, check_positive
+from rbf_jax.checks import check_budget, check_count, check_norm, check_positive
 from rbf_jax.types import Array, Key, LogitsFn, Norm
 
 SEARCHES = 3
@@ -102,6 +102,7 @@ def fab_t(
 def _attack(
     norm: Norm, epsilon: float, steps: int, classes: int, restarts: int, alpha_max: float, eta: float, beta: float
 ) -> Iterative:
+    check_norm(norm)
     check_budget(epsilon)
     check_count(steps, "steps")
     check_count(restarts, "restarts")

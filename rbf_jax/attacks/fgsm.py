@@ -5,7 +5,7 @@ from typing import NamedTuple
 from rbf_jax.attacks.driver import Best, Iterative, Problem, better, no_best
 from rbf_jax.attacks.gradients import Estimator, exact, fold_in
 from rbf_jax.attacks.losses import Loss, cross_entropy
-from rbf_jax.checks import check_not_negative
+from rbf_jax.checks import check_norm, check_not_negative
 from rbf_jax.types import Array, LogitsFn, Norm
 
 
@@ -33,6 +33,7 @@ def fgsm(norm: Norm, *, epsilon: float, loss: Loss = cross_entropy, gradient: Es
 
     Reference: Goodfellow et al., ICLR 2015.
     """
+    check_norm(norm)
     check_not_negative(epsilon, "epsilon")
 
     def begin(logits_fn: LogitsFn, p: Problem) -> _State:

@@ -9,7 +9,7 @@ from rbf_jax.attacks.driver import Best, Iterative, Problem, better, no_best
 from rbf_jax.attacks.gradients import Estimator, exact, fold_in
 from rbf_jax.attacks.losses import Loss, cross_entropy
 from rbf_jax.attacks.norms import per_example
-from rbf_jax.checks import check_count, check_not_negative, check_positive
+from rbf_jax.checks import check_count, check_norm, check_not_negative, check_positive
 from rbf_jax.types import Array, LogitsFn, Norm
 
 
@@ -51,6 +51,7 @@ def mi_fgsm(
 
     Reference: Dong et al., CVPR 2018.
     """
+    check_norm(norm)
     check_not_negative(epsilon, "epsilon")
     check_not_negative(decay, "decay")
     check_count(steps, "steps")

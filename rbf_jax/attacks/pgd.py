@@ -10,7 +10,7 @@ from rbf_jax.attacks.driver import Best, Iterative, Problem, better, no_best, ra
 from rbf_jax.attacks.gradients import Estimator, exact, fold_in
 from rbf_jax.attacks.losses import Loss, cross_entropy
 from rbf_jax.attacks.norms import per_example
-from rbf_jax.checks import check_count, check_not_negative, check_positive
+from rbf_jax.checks import check_count, check_norm, check_not_negative, check_positive
 from rbf_jax.types import Array, Key, LogitsFn, Norm
 
 
@@ -57,6 +57,7 @@ def pgd(
 
     Reference: Madry et al., ICLR 2018; for l1 Tramer and Boneh, NeurIPS 2019.
     """
+    check_norm(norm)
     check_not_negative(epsilon, "epsilon")
     check_count(steps, "steps")
     check_count(restarts, "restarts")

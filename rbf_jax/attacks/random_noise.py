@@ -8,7 +8,7 @@ from rbf_jax.attacks.driver import Best, Iterative, Problem, better, no_best
 from rbf_jax.attacks.gradients import Estimator, exact, fold_in
 from rbf_jax.attacks.losses import Loss, margin
 from rbf_jax.attacks.norms import per_example
-from rbf_jax.checks import check_count, check_not_negative
+from rbf_jax.checks import check_count, check_norm, check_not_negative
 from rbf_jax.types import Array, LogitsFn, Norm
 
 
@@ -38,6 +38,7 @@ def random_noise(
 
     Reference: Carlini et al., On Evaluating Adversarial Robustness, 2019.
     """
+    check_norm(norm)
     check_not_negative(epsilon, "epsilon")
     check_count(samples, "samples")
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from rbf_jax.attacks.driver import Best, Iterative, Problem, better, no_best, random_point
 from rbf_jax.attacks.gradients import Estimator, exact, fold_in
 from rbf_jax.attacks.losses import Loss, margin
-from rbf_jax.checks import check_count, check_not_negative, check_positive
+from rbf_jax.checks import check_count, check_norm, check_not_negative, check_positive
 from rbf_jax.types import Array, Key, LogitsFn, Norm
 
 _DECAYS = 0.9, 0.999
@@ -95,6 +95,7 @@ def spsa(
 
     Reference: Uesato et al., ICML 2018.
     """
+    check_norm(norm)
     check_not_negative(epsilon, "epsilon")
     check_count(steps, "steps")
     check_count(directions, "directions")

@@ -12,7 +12,7 @@ from rbf_jax.attacks.driver import Best, Iterative, Problem, better, no_best
 from rbf_jax.attacks.gradients import Estimator, exact, fold_in
 from rbf_jax.attacks.losses import Loss, margin
 from rbf_jax.attacks.norms import per_example
-from rbf_jax.checks import check_choice, check_count, check_not_negative
+from rbf_jax.checks import check_choice, check_count, check_norm, check_not_negative
 from rbf_jax.types import Array, Key, LogitsFn, Norm
 
 HALVINGS = 10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000
@@ -185,6 +185,7 @@ def square(
 
     Reference: Andriushchenko et al., ECCV 2020; for l1 Croce and Hein, ICML 2021.
     """
+    check_norm(norm)
     check_choice(norm.name, "norm", tuple(_ORDER))
     check_not_negative(epsilon, "epsilon")
     check_count(queries, "queries")

@@ -19,7 +19,7 @@ from rbf_jax.attacks.driver import Problem
 from rbf_jax.checks import check_count, check_images, check_key, check_labels
 from rbf_jax.evaluate.ledger import Parts, fingerprint
 from rbf_jax.evaluate.live import run_live
-from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn
+from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn, as_partial
 
 
 def _in_batches(
@@ -84,7 +84,7 @@ def predict(
 
     Args:
         key: example i takes ``fold_in(key, i)``, so the result does not depend on the batches.
-        logits_fn: the model, a ``jax.tree_util.Partial``.
+        logits_fn: the model; as a ``jax.tree_util.Partial`` over its weights new ones compile nothing.
         images: float32 ``(N, H, W, C)`` in [0, 1].
         batch_size: images at a time on each device.
         progress: what the progress bar is called; None for no bar.
@@ -97,6 +97,7 @@ def predict(
     """
     check_key(key)
     check_images(images)
+    logits_fn = as_partial(logits_fn)
 
     def apply(rows: Array, batch: Array) -> tuple[Array]:
         return _apply(logits_fn, key, rows, batch)
@@ -144,9 +145,9 @@ def run_attack(
     Args:
         key: example i takes ``fold_in(key, rows[i])``, so the result does not depend on the batches.
         attack: from `rbf_jax.attacks`.
-        logits_fn: the model, a ``jax.tree_util.Partial``.
+        logits_fn: the model; as a ``jax.tree_util.Partial`` over its weights new ones compile nothing.
         images: float32 ``(N, H, W, C)`` in [0, 1].
-        labels: int32 ``(N,)``.
+        labels: whole numbers ``(N,)``.
         epsilon: radius for each example, ``(N,)``; None for the attack's own.
         targets: int32 ``(N,)``, the classes to reach; None for any wrong class.
         start: images ``(N, H, W, C)`` to start from; None for the attack's own start.
@@ -166,6 +167,7 @@ def run_attack(
     check_key(key)
     check_images(images)
     check_labels(labels, len(images))
+    logits_fn, labels = as_partial(logits_fn), np.asarray(labels, np.int32)
     given = {"images": images, "labels": labels, "epsilon": epsilon, "targets": targets, "start": start}
     given = {name: array for name, array in given.items() if array is not None}
     leaving = attack if leave and isinstance(attack, Iterative) and not attack.couples else None
@@ -211,9 +213,9 @@ def survival(
 
     Args:
         key: redraw r of example i takes ``fold_in(fold_in(key, r), rows[i])``.
-        logits_fn: the model, a ``jax.tree_util.Partial``; for a defence its ``predict``.
+        logits_fn: the model, see `run_attack`; for a defence its ``predict``.
         images: float32 ``(N, H, W, C)`` in [0, 1].
-        labels: int32 ``(N,)``.
+        labels: whole numbers ``(N,)``.
         redraws: how many; 1 for a deterministic model.
         rows: the examples' indices in their data set, ``(N,)``; None for 0 to N - 1.
         batch_size: images at a time on each device.
@@ -229,6 +231,7 @@ def survival(
     check_key(key)
     check_images(images)
     check_labels(labels, len(images))
+    logits_fn, labels = as_partial(logits_fn), np.asarray(labels, np.int32)
     check_count(redraws, "redraws")
     keys = _fold_in(key, jnp.arange(redraws))
 

@@ -12,7 +12,7 @@ from rbf_jax.attacks import Composed, Iterative
 from rbf_jax.checks import check_images, check_key, check_labels
 from rbf_jax.evaluate.batched import run_attack, survival
 from rbf_jax.evaluate.ledger import Parts
-from rbf_jax.types import Array, Key, LogitsFn
+from rbf_jax.types import Array, Key, LogitsFn, as_partial
 
 
 class SuiteResult(NamedTuple):
@@ -23,11 +23,12 @@ class SuiteResult(NamedTuple):
         norms: their norms' names, ``""`` for clean.
         survived: ``(A, N)``, the share of the selection redraws on which the example stayed right under the attack;
             NaN where the attack was left out, as the example was broken before.
-        attack: int ``(N,)``, the worst attack of each example: an index into the names, 0 where none lowered its share.
+        attack: int ``(N,)``, the worst attack of each example: an index into the names, 0 where none lowered its share:
+            it survived, or was wrong from the start (``survived[0]`` is 0).
         restart: int ``(N,)``, which restart of it, or run towards one target, found the image.
         distance: ``(N,)``, of that image, in the attack's norm.
         images: ``(N, H, W, C)``, that image.
-        robust: bool ``(R, N)``, whether that image is classified rightly, on fresh redraws.
+        robust: bool ``(R, N)``, whether that image is classified rightly, on fresh redraws; R = 1 without noise.
         forwards: int ``(A, N)``, forward passes spent by each attack.
         backwards: int ``(A, N)``, backward passes.
     """
@@ -69,10 +70,10 @@ def run_suite(
     Args:
         key: example i takes keys that depend on ``rows[i]`` alone, not on the batch.
         suite: attacks by name, of one norm or of several; their own epsilons.
-        logits_fn: the model that is attacked, a ``jax.tree_util.Partial``. An attack on another form of it is
+        logits_fn: the model that is attacked, see `run_attack`. An attack on another form of it is
             ``attacks.transfer(attack, form)``.
         images: float32 ``(N, H, W, C)`` in [0, 1].
-        labels: int32 ``(N,)``.
+        labels: whole numbers ``(N,)``.
         judge: the prediction of a randomised model (a defence's ``predict``); None for a deterministic model.
         redraws: of the judge, for selection and for the final score.
         union: only the worst case is wanted: attacks go on with the examples that are not broken yet (right on at least
@@ -91,13 +92,16 @@ def run_suite(
     check_key(key)
     check_images(images)
     check_labels(labels, len(images))
+    if not isinstance(suite, Mapping):
+        raise ValueError(f"suite must be a dictionary of attacks by name, got {type(suite).__name__}")
     if not suite or "clean" in suite:
         raise ValueError(f"suite must hold at least one attack, none called 'clean', got {list(suite)}")
-    images, labels = np.array(images), np.asarray(labels)
+    logits_fn = as_partial(logits_fn)
+    images, labels = np.array(images), np.asarray(labels, np.int32)
     total, names = len(images), ("clean", *suite)
     rows = np.arange(total) if rows is None else np.asarray(rows)
     size = fitting_batch(logits_fn, images) if batch_size is None else batch_size
-    random, judge = judge is not None, logits_fn if judge is None else judge
+    random, judge = judge is not None, logits_fn if judge is None else as_partial(judge)
     selection, scoring = redraws if random else (1, 1)
     attack_key, select_key, score_key = jax.random.split(key, 3)
 

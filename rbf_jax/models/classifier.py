@@ -1,6 +1,7 @@
 """The one shape in which the rest of the package sees a network: a pair of pure functions."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -47,20 +48,28 @@ class Classifier(NamedTuple):
 
 
 def from_linen(module: nn.Module) -> Classifier:
-    """A Linen module whose ``__call__(images, *, train)`` returns logits, as a Classifier."""
+    """A Linen module whose ``__call__(images)`` or ``__call__(images, *, train)`` returns logits, as a Classifier.
+
+    One without ``train`` behaves in training as it does otherwise: fine without dropout and batch norm.
+    """
+    told = "train" in inspect.signature(module.__call__).parameters
+
+    def call(train: bool) -> dict[str, Any]:
+        return {"train": train} if told else {}
 
     def init(key: Key, shape: tuple[int, ...]) -> Variables:
-        return module.init(key, jnp.zeros((1, *shape)), train=False)
+        return module.init(key, jnp.zeros((1, *shape)), **call(False))
 
     def apply(
         variables: Variables, images: Array, *, train: bool = False, key: Key | None = None
     ) -> tuple[Array, Variables]:
         state = {name: value for name, value in variables.items() if name != "params"}
         if not train:
-            return jnp.asarray(module.apply(variables, images, train=False)), state
+            return jnp.asarray(module.apply(variables, images, **call(False))), state
         if key is None:
             raise ValueError("key must be given when train=True (dropout draws from it), got None")
-        logits, state = module.apply(variables, images, train=True, rngs={"dropout": key}, mutable=list(state))
+        rngs = {"dropout": key}
+        logits, state = module.apply(variables, images, **call(True), rngs=rngs, mutable=list(state))
         return logits, state
 
     return Classifier(init, apply)

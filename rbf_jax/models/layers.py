@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from rbf_jax.checks import check_count
+
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
@@ -153,6 +155,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, images: Array) -> Array:
         """``(B, H, W, C)`` -> ``(B, H, W, features)``."""
+        check_count(self.size, "size")
         shape = (self.size, self.size, images.shape[-1], self.features)
         result = conv(images, self.param("kernel", nn.initializers.he_normal(), shape))
         if self.use_bias:

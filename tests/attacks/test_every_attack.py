@@ -101,6 +101,12 @@ def test_the_contract(name):
                 np.testing.assert_allclose(a, np.asarray(b)[rows], atol=2e-5)
 
 
+@pytest.mark.parametrize("name", BY_NORM)
+def test_the_name_of_a_norm_is_no_norm(name):
+    with pytest.raises(ValueError, match=r"norm must be attacks.Linf, attacks.L2 or attacks.L1, got 'linf'"):
+        BY_NORM[name]("linf")
+
+
 @every_attack
 def test_bad_arguments_are_refused(name):
     attack = EVERY[name]

@@ -170,6 +170,21 @@ def test_a_stopped_suite_goes_on(tmp_path, monkeypatch):
         evaluate.run_suite(jax.random.key(99), *arguments[1:], batch_size=16, directory=tmp_path)
 
 
+def test_a_plain_function_and_numpys_integers_do():
+    model, images, labels = problem()
+    few = {"pgd": attacks.pgd(attacks.Linf, epsilon=0.05, steps=3)}
+    given = {"images": images, "batch_size": 16}
+    expected = evaluate.run_suite(KEY, few, model, labels=labels, **given)
+    found = evaluate.run_suite(
+        KEY, few, lambda key, x: model(key, x), labels=np.asarray(labels, np.int64), judge=None, **given
+    )
+    np.testing.assert_array_equal(found.robust, expected.robust)
+    with pytest.raises(ValueError, match=r"a model must be a function \(key, images\) -> logits, got dict"):
+        evaluate.run_suite(KEY, few, {"params": 1}, labels=labels, **given)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="suite must be a dictionary of attacks by name, got list"):
+        evaluate.run_suite(KEY, list(few.values()), model, labels=labels, **given)  # type: ignore[arg-type]
+
+
 def test_bad_suites():
     model, images, labels = problem()
     for wrong in ({}, {"clean": suite()["fgsm"]}):

@@ -86,6 +86,21 @@ def test_linen_apply_is_the_modules(images):
     assert classifier.apply(variables | dict(state), images, train=True, key=key)[1]["counter"]["calls"] == 2
 
 
+def test_linen_that_knows_of_no_training(images):
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(4)(x.reshape(len(x), -1))
+
+    classifier = from_linen(Plain())
+    variables = classifier.init(jax.random.key(0), SHAPE)
+    expected = Plain().apply(variables, images)
+    for mode in ({}, {"train": True, "key": jax.random.key(1)}):
+        logits, state = classifier.apply(variables, images, **mode)
+        np.testing.assert_array_equal(logits, expected)
+        assert state == {}
+
+
 def test_training_without_a_key_is_refused(images, module):
     linen = from_linen(SmallLinen())
     for classifier in (linen, from_nnx(module)):

@@ -120,6 +120,11 @@ def test_max_pool_is_the_native_one(rng, size, ties):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+def test_the_module_takes_one_size(rng):
+    with pytest.raises(ValueError, match=r"size must be a whole number of at least 1, got \(3, 3\)"):
+        Conv(4, (3, 3)).init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)))  # type: ignore[arg-type]
+
+
 def test_module_adds_its_bias(rng):
     images = normal(rng, 2, 5, 4, 3)
     kernel, bias = normal(rng, 5, 5, 3, 6), normal(rng, 6)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import process
+from rbf_jax import process
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -1,6 +1,6 @@
 """Process settings that make JAX on CPU about twice as fast; they must stand in the environment before Python starts.
 
-    python -m experiments.process COMMAND [ARGUMENT ...]    # runs a command with them
+    python -m rbf_jax.process COMMAND [ARGUMENT ...]    # runs a command with them
 
 Entry points call `ensure`, which starts the process anew, once, where a setting is missing. What the caller has set
 stays.

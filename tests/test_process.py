@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from experiments import process
+from rbf_jax import process
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type="
 
@@ -60,16 +60,16 @@ def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_launcher_hands_settings_and_exit_code_on():
     code = "import os, sys; print(os.environ['JAX_COMPILATION_CACHE_DIR']); sys.exit(3)"
-    result = run("-m", "experiments.process", sys.executable, "-c", code)
+    result = run("-m", "rbf_jax.process", sys.executable, "-c", code)
     assert (result.stdout, result.returncode) == ("/nonexistent/.cache/rbf_jax/xla\n", 3)
 
 
 def test_the_launcher_names_a_missing_command():
-    result = run("-m", "experiments.process", "no-such-command")
+    result = run("-m", "rbf_jax.process", "no-such-command")
     assert result.returncode == 1
     assert "no-such-command" in result.stderr
 
 
 def test_ensure_restarts_once_with_the_same_arguments():
-    code = "import os, sys; from experiments import process; process.ensure(); print(os.environ['RBF_JAX_SETTINGS'])"
+    code = "import os, sys; from rbf_jax import process; process.ensure(); print(os.environ['RBF_JAX_SETTINGS'])"
     assert run("-c", code, "a b").stdout == "1\n"
