@@ -4,9 +4,12 @@ import inspect
 import re
 from pathlib import Path
 
+import flax.linen as nn
+import jax
 import pytest
 
 import rbf_jax
+from rbf_jax.data import as_float, load_embedded
 
 ROOT = Path(__file__).parent.parent
 
@@ -29,3 +32,23 @@ def test_the_example_of_the_attack_page(capsys):
     exec(compile(example.replace(":64]", ":8]"), "docs/attacks.md", "exec"), {"__name__": "example"})
     said = capsys.readouterr().out.split("\n")
     assert sum(line.startswith("robust accuracy") for line in said) == 3
+
+
+@pytest.mark.full
+def test_the_example_of_your_own_model(capsys):
+    (example,) = re.findall(
+        r"```python\n(import jax\nfrom jax.tree_util.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    model = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(10)])
+    digits = load_embedded()["test"]
+    images, labels = as_float(digits.images[:8]), digits.labels[:8]
+    given = {
+        "model": model,
+        "params": model.init(jax.random.key(0), images)["params"],
+        "images": images,
+        "labels": labels,
+    }
+    exec(compile(example, "README.md", "exec"), given | {"__name__": "example"})
+    clean, robust, interval = re.fullmatch(r"(\S+) (\S+) \((.*)\)\n", capsys.readouterr().out).groups()
+    low, high = map(float, re.findall(r"\d\.\d+", interval))
+    assert low <= float(robust) <= min(high, float(clean))
