@@ -122,7 +122,7 @@ def test_missing_files_are_named(name, files, raw_dir, tmp_path):
     file = list(files)[-1]
     next(raw_dir.glob(f"{file}*")).unlink()
     with pytest.raises(FileNotFoundError, match=rf"{raw_dir} has no {file} \({name}\).*make data RAW="):
-        prepare(name, raw_dir)
+        prepare(name, raw_dir, tmp_path / "data")
 
 
 def test_a_killed_preparation_leaves_nothing_that_looks_prepared(name, arrays, raw_dir, tmp_path):

@@ -84,8 +84,8 @@ def percent_left(examples, form, norm, epsilon):
 
 @pytest.fixture(autouse=True)
 def small_squares(monkeypatch):
-    """That fit into small images."""
-    monkeypatch.setitem(CORRUPTIONS, "occlusion", CORRUPTIONS["occlusion"]._replace(severities=(1, 2, 4)))
+    """That fit into small images, and leave some of them: on an all grey one the margin is 0, and rounding decides."""
+    monkeypatch.setitem(CORRUPTIONS, "occlusion", CORRUPTIONS["occlusion"]._replace(severities=(1, 2, 3)))
 
 
 def run_study(name, tmp_path, asked, examples, forms, filters: Any = None):
@@ -294,7 +294,7 @@ def test_corruptions_against_numpy(tmp_path, examples, forms):
         if name != "clean":
             images = CORRUPTIONS[name].apply(images, severity, np.random.default_rng(5))
         right = margins(Examples(images, examples.labels), form) > 0
-        assert (row["N"], row["accuracy"]) == (12, round(100 * right.mean(), 2))
+        assert (row["N"], row["accuracy"]) == (12, round(100 * right.mean(), 2)), (name, severity)
         seen.add(row["accuracy"])
     assert len(seen) > 4
     headings, lines = studies.table("corruptions", record)
