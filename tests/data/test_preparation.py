@@ -121,7 +121,7 @@ def test_a_cut_gzip_is_refused(name, raw_dir, tmp_path):
 def test_missing_files_are_named(name, files, raw_dir, tmp_path):
     file = list(files)[-1]
     next(raw_dir.glob(f"{file}*")).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{raw_dir} has no {file} \({name}\).*make data RAW="):
+    with pytest.raises(FileNotFoundError, match=rf"{raw_dir} has no {file} \({name}\).*make data .*RAW="):
         prepare(name, raw_dir, tmp_path / "data")
 
 
