@@ -31,10 +31,11 @@ def _in_batches(
     parts: Parts | None = None,
     inputs: Any = (),
 ) -> tuple[np.ndarray, ...]:
-    """Applies function (rows, *slices) -> arrays ``(B, ...)`` batch by batch, and joins what comes out.
+    """Applies function (advance, rows, *slices) -> arrays ``(B, ...)`` batch by batch, and joins what comes out.
 
     The last batch is filled up with its last example, then cut. With parts every batch is kept there. As many batches
-    as there are devices go together, and make the B of the function.
+    as there are devices go together, and make the B of the function. ``advance``, which the function may call, takes
+    how many more examples' worth of work is done.
     """
     total = len(arrays[0])
     rows = np.arange(total) if rows is None else np.asarray(rows)
@@ -51,7 +52,14 @@ def _in_batches(
 
     def compute(start: int) -> tuple[np.ndarray, ...]:
         taken = np.minimum(np.arange(start, start + each * devices), total - 1)
-        result = function(*parallel.take((rows, *arrays), taken))
+        reached = float(start)
+
+        def advance(amount: float) -> None:
+            nonlocal reached
+            reached += amount
+            bar.update(min(int(reached), total) - bar.n)
+
+        result = function(advance, *parallel.take((rows, *arrays), taken))
         return tuple(parallel.fetch(array)[: total - start] for array in result)
 
     done = []
@@ -64,7 +72,7 @@ def _in_batches(
                     return tuple(array[first : first + size] for array in together())
 
                 done.append(cut() if parts is None else parts.kept(first, cut))
-                bar.update(min(size, total - first))
+                bar.update(max(min(first + size, total) - bar.n, 0))
     return tuple(np.concatenate(arrays) for arrays in zip(*done, strict=True))
 
 
@@ -99,7 +107,7 @@ def predict(
     check_images(images)
     logits_fn = as_partial(logits_fn)
 
-    def apply(rows: Array, batch: Array) -> tuple[Array]:
+    def apply(_: Any, rows: Array, batch: Array) -> tuple[Array]:
         return _apply(logits_fn, key, rows, batch)
 
     return _in_batches(apply, None, (images,), batch_size, progress)[0]
@@ -174,11 +182,13 @@ def run_attack(
     # What jit takes as an argument: the same attack then compiles once.
     argument = attack if isinstance(attack, Iterative | Composed) else Partial(attack)
 
-    def apply(rows: Array, *batch: Array) -> AttackResult:
+    def apply(advance: Callable[[float], None], rows: Array, *batch: Array) -> AttackResult:
         arguments = dict(zip(given, batch, strict=True))
         if leaving is None:
             return _attack(argument, logits_fn, key, rows, arguments)
-        return run_live(leaving, logits_fn, _pose(leaving, key, rows, arguments), batch_size=batch_size)
+        return run_live(
+            leaving, logits_fn, _pose(leaving, key, rows, arguments), batch_size=batch_size, progress=advance
+        )
 
     size = batch_size * POOL if leaving else batch_size
     arrays = tuple(given.values())
@@ -235,7 +245,7 @@ def survival(
     check_count(redraws, "redraws")
     keys = _fold_in(key, jnp.arange(redraws))
 
-    def apply(*batch: Array) -> tuple[Array]:
+    def apply(_: Any, *batch: Array) -> tuple[Array]:
         return _survives(logits_fn, keys, *batch)
 
     return _in_batches(apply, rows, (images, labels), batch_size, progress, parts, inputs=(keys, logits_fn))[0].T

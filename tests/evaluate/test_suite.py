@@ -10,7 +10,7 @@ from attack_helpers import KEY, grey, mixed, mlp, own_labels, predictions
 from jax.tree_util import Partial
 
 from rbf_jax import attacks, evaluate
-from rbf_jax.evaluate import live
+from rbf_jax.evaluate import batched, live
 from rbf_jax.evaluate.live import run_live
 
 N = 37
@@ -214,3 +214,22 @@ def test_run_live_reports_its_progress():
     run_live(attack, model, problem_, batch_size=16, progress=seen.append)
     assert sum(seen) == pytest.approx(N)
     assert len(seen) > 2
+
+
+def test_the_bar_moves_within_a_batch(monkeypatch):
+    model, images, labels = problem()
+    attack, seen = attacks.pgd(attacks.Linf, epsilon=0.05, steps=30, loss=attacks.margin), []
+
+    class Bar(batched.tqdm):
+        def update(self, n=1):
+            seen.append(n)
+            return super().update(n)
+
+    monkeypatch.setattr(batched, "tqdm", Bar)
+    # All of them in one batch, and in three.
+    for size in (16, 3):
+        seen.clear()
+        evaluate.run_attack(KEY, attack, model, images, labels, leave=True, batch_size=size, progress="pgd")
+        assert sum(seen) == N
+        assert min(seen) >= 0
+        assert len([n for n in seen if n]) > 3
