@@ -43,7 +43,7 @@ $(STAMP): setup.cfg pyproject.toml
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@
 
-quickstart: $(STAMP)  ## the whole pipeline on 5,000 real digits in 3 minutes, with a report
+quickstart: $(STAMP)  ## the whole pipeline on 5,000 real digits in 3 to 8 minutes, with a report
 	$(call reproduce,quickstart)
 
 # Compiling takes most of the time: here it is done quickly, under `make test-full` as users do.
