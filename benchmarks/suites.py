@@ -57,6 +57,7 @@ def torch_defense(torch: Any, beta2: float) -> Any:
     floored = variances.clamp_min(VARIANCE_FLOOR)
     levels = means.mean(-1, keepdim=True)
     textures = means - levels
+    overlaps = functional.fold(functional.unfold(torch.ones(1, 1, 28, 28), 3), (28, 28), 3)
 
     class Defended(torch.nn.Module):
         def __init__(self) -> None:
@@ -72,10 +73,8 @@ def torch_defense(torch: Any, beta2: float) -> Any:
             scores = -0.5 * floored.log() - distances / (2 * floored)
             weights = torch.softmax(BETA1 * torch.sigmoid(scores), -1)
             values = means + beta2 * variances[:, None] * torch.randn_like(means) if beta2 else means
-            size = images.shape[2:]
-            rebuilt = functional.fold((weights @ values).transpose(1, 2), size, 3)
-            counts = functional.fold(functional.unfold(torch.ones_like(images), 3), size, 3)
-            return self.cnn((rebuilt / counts).clamp(0, 1).contiguous(memory_format=torch.channels_last))
+            rebuilt = functional.fold((weights @ values).transpose(1, 2), (28, 28), 3)
+            return self.cnn((rebuilt / overlaps).clamp(0, 1).contiguous(memory_format=torch.channels_last))
 
     return Defended().eval()
 

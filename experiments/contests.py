@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments import results
 from experiments.recipes import RECIPES
 from experiments.report import format_table
 from rbf_jax import evaluate
@@ -17,9 +18,9 @@ SPENT = ("forward passes an image", "backward passes an image", "seconds an imag
 
 def _left(right: np.ndarray) -> str:
     """Accuracy in percent, with its interval, of bool ``(redraws, N)``."""
-    share, total = float(right.mean()), right.shape[-1]
-    low, high = evaluate.wilson_interval(round(share * total), total)
-    return f"{100 * share:.2f} ({100 * low:.2f}-{100 * high:.2f})"
+    found = results.measured(right)
+    low, high = found["wilson95"]
+    return f"{found['accuracy']:.2f} ({low:.2f}-{high:.2f})"
 
 
 def _origin(ledgers: Sequence[Outcomes]) -> str:
