@@ -6,6 +6,7 @@ order, rows first. Windows never leave the image (VALID).
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rbf_jax.checks import check_count
 from rbf_jax.types import Array
@@ -72,14 +73,13 @@ def overlap_sum(patches: Array, image_shape: tuple[int, ...], size: tuple[int, i
             f"stride {stride}: expected (..., {rows * cols}, {size[0] * size[1] * channels})"
         )
     lead = patches.shape[:-2]
-    views = patches.reshape(*lead, rows, cols, size[0] * size[1], channels)
+    # Split, not sliced: the gradient of nine slices would write the whole array nine times.
+    views = jnp.split(patches.reshape(*lead, rows, cols, -1), size[0] * size[1], axis=-1)
     total = jnp.zeros((*lead, height, width, channels), patches.dtype)
-    for i in range(size[0]):
-        for j in range(size[1]):
-            high = (height - i - stride * (rows - 1) - 1, width - j - stride * (cols - 1) - 1)
-            inner = ((i, high[0], stride - 1), (j, high[1], stride - 1), (0, 0, 0))
-            view = views[..., i * size[1] + j, :]
-            total += jax.lax.pad(view, jnp.zeros((), view.dtype), [(0, 0, 0)] * len(lead) + list(inner))
+    for (i, j), view in zip(np.ndindex(size), views, strict=True):
+        high = (height - i - stride * (rows - 1) - 1, width - j - stride * (cols - 1) - 1)
+        inner = ((i, high[0], stride - 1), (j, high[1], stride - 1), (0, 0, 0))
+        total += jax.lax.pad(view, jnp.zeros((), view.dtype), [(0, 0, 0)] * len(lead) + list(inner))
     return total
 
 
