@@ -53,7 +53,7 @@ from rbf_jax.evaluate import Outcomes, save_outcomes, wilson_interval
         (("mnist", "cnn", "static", "pgd", "l2", 2.0), None),
         (("mnist", "cnn_plus", "static", "pgd", "linf", 0.3), None),
         (("mnist", "rcnn_at", "predict", "pgd", "l2", 2.0), None),
-        (("mnist", "rcnn_seed0", "predict", "clean", "", 0.0), None),
+        (("mnist", "rcnn_seed1", "predict", "clean", "", 0.0), None),
         (("mnist", "madry", "static", "clean", "", 0.0), None),
         (("mnist", "madry", "static", "bpda_eot", "l2", 2.0), None),
         (("mnist", "rcnn", "predict", "fgsm", "l2", 2.0), None),
