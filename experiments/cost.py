@@ -70,7 +70,8 @@ def training(run: Run, examples: learn.Data, models: Sequence[str], speed: Speed
         if recipe.noise:
             more = 2 * noise.count / config.train.batch_size
             bank = noise.bank_examples * noise.bank_steps * ATTACK_STEP * (speed.forward + front)
-        epoch = total * (STEP * speed.forward * (1 + more) + front * more)
+        # Where images are moved each is rebuilt in each epoch, else the noisy ones alone.
+        epoch = total * (STEP * speed.forward * (1 + more) + front * (more + config.train.flips))
         if recipe.adversarial:
             epoch += total * ATTACK_STEP * (config.adversarial.steps + 1) * (speed.forward + front)
         epoch += len(examples.validation.labels) * speed.forward

@@ -54,7 +54,11 @@ _ON_WORST = (
     "Per example, the worst of the attacks. The first line of a budget takes the attacks that many images met, the "
     "second all attacks, on the images that met them all."
 )
-_ON_MODELS = "Training accuracy is that of the steps' batches, with dropout; for Madry and rCNN-AT on attacked images."
+_ON_MODELS = (
+    "Training accuracy is that of the steps' batches, with dropout; for Madry and rCNN-AT on attacked images. Attack "
+    "steps: of PGD on each batch; Madry's are seven, a single one from a random start is the fast variant (Wong et al. "
+    "2020)."
+)
 
 
 def every_attack(rows: list[Row], norm: str, epsilon: float) -> Table:
@@ -75,14 +79,15 @@ def every_attack(rows: list[Row], norm: str, epsilon: float) -> Table:
 
 def trained(recipes: dict[str, dict[str, Any]]) -> Table:
     """How the models were trained, and how well they learned."""
-    headings = ["model", "epochs", "seconds an epoch", "training accuracy", "validation accuracy"]
+    headings = ["model", "epochs", "attack steps", "seconds an epoch", "training accuracy", "validation accuracy"]
     lines = []
     for name in (name for name in RECIPES if name in recipes):
         recipe = recipes[name]
-        history = recipe["history"]
+        history, steps = recipe["history"], recipe["config"]["adversarial"]["steps"] if RECIPES[name].adversarial else 0
         values = (
             RECIPES[name].title,
             str(len(history["loss"])),
+            str(steps),
             str(recipe["seconds an epoch"]),
             f"{100 * history['accuracy'][-1]:.2f}",
             f"{100 * history['validation'][-1]:.2f}",

@@ -60,6 +60,7 @@ STUDIES: dict[str, Any] = {
     "corrupted": 1_000,
     "beta1": (5.0, 10.0, 17.33, 25.0, 50.0),
     "beta2": (0.0, 1.0, 1.75, 3.0),
+    "scales": ("variance",),
     "draws": (1, 10, 50),
     "defended": "rcnn_plus",
 }
@@ -81,6 +82,7 @@ def get_config(profile: str | None = None) -> Any:
             "beta2": 1.75,
             "draws": 10,
             "network": "cnn",
+            "dropout": 0.5,
             # Trained and attacked by `make reproduce-mnist`, for `train.epochs` epochs or those of `epochs`.
             "models": (*MAIN, "gaussian_02", "gaussian_03", *OTHERS),
             "epochs": {"rcnn_at": 8},
@@ -90,7 +92,9 @@ def get_config(profile: str | None = None) -> Any:
                 "optimizer": "adam",
                 "learning_rate": 1e-3,
                 "schedule": "cosine",
-                "flips": False,
+                "warm_up": 0.0,  # share of the steps in which the rate rises from 0
+                "flips": False,  # mirrors each image in every other epoch, and moves it by up to `shift` pixels
+                "shift": 0,
             },
             # CNN+ and rCNN+: `count` more images in each batch (the released code's share) with clipped Gaussian noise,
             # and after a share of the epochs as many with adversarial noise.

@@ -1,5 +1,7 @@
-"""The front end's numbers on one trained model: sharpness beta1, noise beta2 and draws m."""
+"""The front end's numbers on one trained model: sharpness beta1, noise beta2 and its scale, draws m."""
 
+import itertools
+import math
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from experiments.rundir import Config
 from experiments.studies.common import Inputs, Row, Study, asked, budget, pivot, step_seconds
 from rbf_jax import attacks, defend, models, train
 
-GRID = ("beta1", "beta2", "draws")
+GRID = ("beta1", "beta2", "scales", "draws")
 
 
 def settings(config: Config) -> dict[str, Any]:
@@ -51,28 +53,27 @@ def measure(inputs: Inputs) -> list[Row]:
         static = defend(inputs.filters, logits_fn, beta1=beta1, beta2=0.0).static
         name, facts = f"{model}-pgd-beta1-{beta1:g}", within | settings["pgd"]
         images = np.asarray(inputs.attack(name, pgd, static, clean, facts).images)
-        for beta2 in settings["beta2"]:
-            for draws in settings["draws"]:
-                predict = defend(inputs.filters, logits_fn, beta1=beta1, beta2=beta2, draws=draws).predict
-                # As many images at once, counting the draws, as in the tables.
-                size = max(1, config.attack.batch_size * config.draws // max(draws, config.draws))
-                point = {"beta1": beta1, "beta2": beta2, "draws": draws}
-                for attack, ball, seen in (
-                    ("clean", {"norm": "", "epsilon": 0.0}, clean),
-                    (KINDS["pgd"].title.format(**settings["pgd"]), within, clean._replace(images=images)),
-                ):
-                    title = f"beta1 {beta1:g}, beta2 {beta2:g}, m {draws}"
-                    name = f"{model}-{title.replace(', ', '-').replace(' ', '-')}-{attack.lower()}"
-                    right = inputs.right(predict, seen, batch_size=size, name=name)
-                    row = {"model": model, "form": "predict", "title": title, "attack": attack}
-                    rows.append(row | ball | point | measured(right))
+        for beta2, scale, draws in itertools.product(*(settings[name] for name in GRID[1:])):
+            predict = defend(inputs.filters, logits_fn, beta1=beta1, beta2=beta2, scale=scale, draws=draws).predict
+            # As many images at once, counting the draws, as in the tables.
+            size = max(1, config.attack.batch_size * config.draws // max(draws, config.draws))
+            point = {"beta1": beta1, "beta2": beta2, "scale": scale, "draws": draws}
+            for attack, ball, seen in (
+                ("clean", {"norm": "", "epsilon": 0.0}, clean),
+                (KINDS["pgd"].title.format(**settings["pgd"]), within, clean._replace(images=images)),
+            ):
+                title = f"beta1 {beta1:g}, beta2 {beta2:g} ({scale}), m {draws}"
+                name = f"{model}-beta1-{beta1:g}-beta2-{beta2:g}-{scale}-m-{draws}-{attack.lower()}"
+                right = inputs.right(predict, seen, batch_size=size, name=name)
+                row = {"model": model, "form": "predict", "title": title, "attack": attack}
+                rows.append(row | ball | point | measured(right))
     return rows
 
 
 def seconds(config: Config, settings: dict[str, Any], speed: Speeds) -> float:
     """An attack for each beta1, two scores for each point of the grid."""
     del config
-    (model,), points = settings["models"], len(settings["beta1"]) * len(settings["beta2"])
+    (model,), points = settings["models"], math.prod(len(settings[name]) for name in ("beta1", "beta2", "scales"))
     crafting = (
         len(settings["beta1"]) * KINDS["pgd"].passes(settings["pgd"], settings["norm"]) * step_seconds(speed, model)
     )
@@ -87,7 +88,9 @@ def _column(row: Row) -> str:
 STUDY = Study(
     "Sharpness, noise and draws",
     "Accuracy in percent with its 95 % Wilson interval of one trained model whose front end is changed in the test "
-    "alone, by one noisy prediction of m draws; beta2 = 0 is no noise. PGD is crafted without noise at that beta1.",
+    "alone, by one noisy prediction of m draws; beta2 = 0 is no noise. In brackets what the noise grows with: the "
+    "filter's variance (the released code), its standard deviation, or the root of that (Eq. 4 to the letter). PGD is "
+    "crafted without noise at that beta1.",
     settings,
     measure,
     lambda rows: pivot(rows, "front end", _column),

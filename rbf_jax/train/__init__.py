@@ -3,8 +3,9 @@
 from rbf_jax.train.augmentation import Augmentation as Augmentation
 from rbf_jax.train.augmentation import add_noisy as add_noisy
 from rbf_jax.train.augmentation import chain as chain
-from rbf_jax.train.augmentation import flip as flip
+from rbf_jax.train.augmentation import flip_and_shift as flip_and_shift
 from rbf_jax.train.augmentation import gaussian as gaussian
+from rbf_jax.train.augmentation import through as through
 from rbf_jax.train.checkpoint import load_weights as load_weights
 from rbf_jax.train.checkpoint import save_weights as save_weights
 from rbf_jax.train.loop import History as History

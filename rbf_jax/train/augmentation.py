@@ -18,19 +18,52 @@ from rbf_jax.types import Array, Key
 Augmentation = Callable[[Key, Array, Array, Array], tuple[Array, Array]]
 
 
-def _flip(mirrored, key, rows, images, labels):
-    coins = jax.random.bernoulli(key, shape=(rows.shape[0], 1, 1, 1))
-    return jnp.where(coins, mirrored[rows], images), labels
+@functools.cache
+def _moved(pixels: int) -> Callable[..., tuple[Array, Array]]:
+    def move(first, epoch, key, rows, images, labels):
+        turned = (first[rows] + epoch) % 2 == 1
+        images = jnp.where(turned[:, None, None, None], images[:, :, ::-1], images)
+        if pixels:
+            around = ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0))
+            corners = jax.random.randint(key, (len(rows), 2), 0, 2 * pixels + 1)
+            images = jax.vmap(lambda padded, corner: jax.lax.dynamic_slice(padded, (*corner, 0), images.shape[1:]))(
+                jnp.pad(images, around, mode="reflect"), corners
+            )
+        return images, labels
+
+    return move
 
 
-def flip(mirrored: Array) -> Augmentation:
-    """Takes each image's mirrored form with probability 1/2.
+def flip_and_shift(key: Key, total: int, epoch: int, *, pixels: int = 0) -> Augmentation:
+    """Mirrors each image in every other epoch, and moves it by up to ``pixels`` each way, the border reflected.
+
+    A coin says in which of the first two epochs an image is mirrored, so that any two epochs in a row hold both its
+    forms; independent coins would show a quarter of the images twice the same (Jordan, 2024).
 
     Args:
-        mirrored: what a network sees of all training images when they are mirrored, ``(N, H, W, C)``. The
-            reconstruction of a mirrored image is not the mirrored reconstruction, as the filters are not symmetric.
+        key: of the coins; the same in every epoch.
+        total: N, how many training images there are.
+        epoch: which one this is for, from 0.
+        pixels: largest shift, each of the ``(2 pixels + 1)^2`` equally likely; below height and width.
+
+    Raises:
+        ValueError: total below 1, or pixels not a whole number of at least 0.
+
+    Reference: K. Jordan, 94% on CIFAR-10 in 3.29 Seconds on a Single GPU, 2024.
     """
-    return Partial(_flip, mirrored)
+    check_count(total, "total")
+    check_count(pixels, "pixels", 0)
+    return Partial(_moved(pixels), jax.random.bernoulli(key, shape=(total,)).astype(jnp.int32), jnp.int32(epoch))
+
+
+def _through(front, key, rows, images, labels):
+    del key, rows
+    return front(images), labels
+
+
+def through(front: Callable[[Array], Array]) -> Augmentation:
+    """What a front end makes of the images, a ``jax.tree_util.Partial``: behind augmentations that come before it."""
+    return Partial(_through, front)
 
 
 def _gaussian(std, key, rows, images, labels):

@@ -1,6 +1,7 @@
 """What is learned from what: the parts of the data, filters, what each recipe trains on, optimizers, forms."""
 
 import json
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -59,6 +60,10 @@ def test_learning_rates_follow_their_schedules():
     # the model is trained, not the configuration's.
     found = step_lengths(learn.optimizer(mnist.get_config("cpu"), batches=10, epochs=4), [0, 20, 39])
     assert found == pytest.approx([1e-3, 5e-4, 1e-3 * 0.5 * (1 + np.cos(np.pi * 39 / 40))], rel=1e-3)
+    config = mnist.get_config("cpu")
+    config.train.warm_up = 0.25
+    found = step_lengths(learn.optimizer(config, batches=10, epochs=4), [0, 5, 10, 25])
+    assert found == pytest.approx([0, 5e-4, 1e-3, 5e-4], rel=1e-3)
     config = mnist.get_config("paper")
     config.train.halve_every = 2
     found = step_lengths(learn.optimizer(config, batches=10, epochs=5), [0, 19, 20, 41])
@@ -68,6 +73,7 @@ def test_learning_rates_follow_their_schedules():
 @pytest.mark.usefixtures("standard_promotion")
 def test_weight_decay_spares_biases_and_batch_norm():
     config = cifar10.get_config("cpu")
+    config.train.warm_up = 0.0
     optimizer = learn.optimizer(config, batches=1, epochs=1)
     params = {"kernel": jnp.full((1, 1), 2.0), "bias": jnp.full(1, 2.0)}
     updates: Any = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)[0]
@@ -90,10 +96,12 @@ def test_a_model_is_trained_as_long_as_its_name_says_or_as_all():
 class Tiny(nn.Module):
     """One dense layer."""
 
+    dropout: float
+
     @nn.compact
     def __call__(self, images, *, train=False):
         flat = images.reshape(images.shape[0], -1)
-        return nn.Dense(10)(nn.Dropout(0.1, deterministic=not train)(flat))
+        return nn.Dense(10)(nn.Dropout(0.2 * self.dropout, deterministic=not train)(flat))
 
 
 def linear(variables, images):
@@ -297,19 +305,35 @@ def test_noisy_images_join_and_adversarial_ones_after_a_share_of_the_epochs(
     assert made == [True, False]
 
 
-@pytest.mark.parametrize(("name", "more"), [("rcnn", 0), ("cnn_plus", 5)])
-def test_mirrored_images_are_rebuilt_on_their_own(run, examples, filters, fitted, name, more):
-    run.config.train.flips = True
-    inputs, labels = augmented(fitted(name), 0, np.arange(16))
-    images = examples.train.images
-    forms = [images, images[:, :, ::-1]]
-    if name == "rcnn":
-        forms = [numpy_reconstruct(filters, form, SHARP) for form in forms]
-    kept, turned = (np.abs(inputs[:16] - form).max((1, 2, 3)) < 1e-3 for form in forms)
-    assert np.all(kept | turned)
-    assert 0 < np.sum(turned & ~kept) < 16
-    np.testing.assert_array_equal(labels[:16], examples.train.labels)
-    assert len(inputs) == 16 + more
+@pytest.mark.parametrize(("name", "more"), [("cnn", 0), ("rcnn", 0), ("rcnn_plus", 5), ("rcnn_at", 0)])
+def test_moved_images_are_rebuilt_after_that(run, examples, filters, fitted, name, more):
+    run.config.train.update(flips=True, shift=1)
+    run.config.noise.update(std=1e-7, limit=1e-7, bank_share=1.0)
+    found, images = fitted(name), examples.train.images
+    np.testing.assert_array_equal(found["images"], images)
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="reflect")
+    views = [padded[:, i : i + 8, j : j + 8] for i in range(3) for j in range(3)]
+    # What is attacked is rebuilt behind the attack.
+    see = partial(numpy_reconstruct, filters, beta1=SHARP) if name in ("rcnn", "rcnn_plus") else np.asarray
+    forms = np.stack([see(view[:, :, ::turn]) for view in views for turn in (1, -1)], 1)
+    parities = []
+    for epoch in range(2):
+        inputs, labels = augmented(found, epoch, np.arange(16))
+        assert len(inputs) == len(labels) == 16 + more
+        distances = np.abs(inputs[:16, None] - forms).max((2, 3, 4))
+        assert distances.min(1).max() < 2e-3
+        which = distances.argmin(1)
+        assert len(set(which // 2)) > 3
+        parities.append(which % 2)
+        np.testing.assert_array_equal(labels[:16], examples.train.labels)
+        if more:
+            # Those that join are mirrored, but not moved.
+            still = forms[:, 8:10].reshape(-1, *images.shape[1:])
+            distance, joined = nearest(inputs[16:], still)
+            assert distance.max() < 2e-3
+            np.testing.assert_array_equal(labels[16:], examples.train.labels[joined // 2])
+    np.testing.assert_array_equal(parities[0], 1 - parities[1])
+    assert 0 < parities[0].sum() < 16
 
 
 # Whole trainings.

@@ -235,10 +235,15 @@ def test_full_profiles_follow_the_paper(module):
     assert config.adversarial.epsilon == settings["linf_eps"][name]
     budgets = {budget for _, budgets, *_ in config.attack.plan for budget in budgets}
     assert ("linf", settings["linf_eps"][name]) in budgets
-    if name == "mnist":
-        paper = {norm: settings[f"{norm}_eps"][name] for norm in ("linf", "l2", "l1")}
-        assert set(paper.items()) <= budgets
-        assert dict(config.attack.unions[0]) == paper
+    paper = {norm: settings[f"{norm}_eps"][name] for norm in ("linf", "l2", "l1")}
+    assert set(paper.items()) <= budgets
+    assert all(set(union.items()) <= budgets for union in config.attack.unions)
+    assert dict(config.attack.unions[0]) == paper
+    certified = settings["certify"]["tau"][name]
+    for samples, _, models in config.certify.runs[:2]:
+        assert samples in (settings["certify"]["samples"], 10_000)
+        for model, sigma in models:
+            assert sigma == (certified if name == "cifar10" else certified.get(model, certified["baseline"]))
     assert config.attack.settings.bpda_eot.draws == settings["eot_draws"]
     assert config.examples.to_dict() == {
         "train": {"mnist": 60_000, "cifar10": 50_000}[name],
@@ -247,22 +252,26 @@ def test_full_profiles_follow_the_paper(module):
     }
 
 
-def test_every_number_of_the_papers_tables_has_its_cell():
-    """Whatever Tables I and V hold for MNIST, the plan attacks."""
-    config = mnist.get_config("cpu")
+@pytest.mark.parametrize("module", [mnist, cifar10])
+def test_every_number_of_the_papers_tables_has_its_cell(module):
+    """Whatever Tables I and V hold for a set, the plan attacks; so it does at the levels of noise of Table VII."""
+    config = module.get_config("cpu")
+    levels = results.PAPER["table7_beta2_tradeoff"][config.set]["beta2"]
+    assert levels == [0.0, *config.attack.beta2, config.beta2]
     found = set()
     for cell in cells(config):
         attack = cell.attack if cell.source == cell.model else f"transfer_{cell.attack}"
         for form in cell.scored_on:
-            if results.paper_number("mnist", cell.model, form, attack, cell.norm, cell.epsilon) is not None:
+            if results.paper_number(config.set, cell.model, form, attack, cell.norm, cell.epsilon) is not None:
                 found.add((cell.model, attack, cell.norm))
     models, first, others = ("rcnn", "rcnn_plus"), results.PAPER["table1_linf"]["rows"], results.PAPER["table5_l1_l2"]
     expected = {(model, attack, "linf" if attack != "clean" else "") for model in models for attack in first}
     for norm in ("l1", "l2"):
         for model in (*models, "madry"):
-            numbers = zip(others[f"columns_{norm}"], others[norm][f"mnist/{model}"], strict=True)
+            numbers = zip(others[f"columns_{norm}"], others[norm][f"{config.set}/{model}"], strict=True)
             expected |= {(model, attack, norm) for attack, number in numbers if number is not None}
-    assert found == expected | {("cnn", "pgd", "linf")}
+    strongest = results.PAPER["table3_linf_comparison"][config.set]["baseline"][1]
+    assert found == expected | {("cnn", strongest, "linf")}
 
 
 def test_without_the_released_filters_the_committed_results_stand(tmp_path, monkeypatch, filters):

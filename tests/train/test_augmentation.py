@@ -67,32 +67,82 @@ def recorder(calls):
     return augment
 
 
-# flip.
+# flip_and_shift, through.
 
 
-def test_flip_takes_each_image_or_its_mirrored_form(images, batch):
-    mirrored = np.random.default_rng(1).uniform(size=images.shape).astype(np.float32)
-    seen = set()
-    for seed in range(20):
-        inputs, targets = train.flip(mirrored)(jax.random.key(seed), ROWS, *batch)
+def epochs_of(batch, epochs, seed=3, **options):
+    """What becomes of the batch in each epoch."""
+    found = []
+    for epoch in range(epochs):
+        augmentation = train.flip_and_shift(jax.random.key(seed), TOTAL, epoch, **options)
+        inputs, targets = augmentation(jax.random.fold_in(KEY, epoch), ROWS, *batch)
         assert inputs.shape == batch[0].shape
         assert inputs.dtype == jnp.float32
         assert np.array_equal(targets, batch[1])
-        for i, row in enumerate(ROWS):
-            kept, turned = np.array_equal(inputs[i], batch[0][i]), np.array_equal(inputs[i], mirrored[row])
-            assert kept != turned
-            seen.add((i, turned))
+        found.append(np.asarray(inputs))
+    return found
+
+
+def test_each_image_is_mirrored_in_every_other_epoch(batch):
+    mirrored, seen = batch[0][:, :, ::-1], set()
+    for seed in range(10):
+        found = epochs_of(batch, 3, seed)
+        turned = [[np.array_equal(image, form) for image, form in zip(x, mirrored, strict=True)] for x in found]
+        for x, flags in zip(found, turned, strict=True):
+            assert np.array_equal(x, np.where(np.reshape(flags, (-1, 1, 1, 1)), mirrored, batch[0]))
+        assert np.array_equal(turned[0], turned[2])
+        assert not np.any(np.equal(turned[0], turned[1]))
+        # An image that stands twice in the batch is one and the same.
+        assert turned[0][2] == turned[0][3]
+        seen |= set(enumerate(turned[0]))
     assert len(seen) == 2 * BATCH
 
 
-def test_flip_tosses_a_fair_coin_for_each_image():
+def test_half_of_the_images_are_mirrored_first():
     size = 4000
-    rows = jnp.arange(size)
-    mirrored, plain = np.ones((size, 1, 1, 1), np.float32), np.zeros((size, 1, 1, 1), np.float32)
-    turned = np.asarray(train.flip(mirrored)(KEY, rows, plain, np.zeros(size, np.int32))[0]).ravel()
+    images = np.zeros((size, 1, 2, 1), np.float32)
+    images[:, :, 1] = 1
+    moved, _ = train.flip_and_shift(KEY, size, 0)(KEY, jnp.arange(size), images, np.zeros(size, np.int32))
+    turned = np.asarray(moved)[:, 0, 0, 0]
     assert turned.mean() == pytest.approx(0.5, abs=0.04)
     # Neighbours do not share a coin: four standard deviations.
     assert np.mean(turned[1:] == turned[:-1]) == pytest.approx(0.5, abs=0.032)
+
+
+@pytest.mark.parametrize("pixels", [1, 3])
+def test_images_move_every_way_over_a_reflected_border(batch, pixels):
+    moved = set()
+    for epoch in range(80):
+        augmentation = train.flip_and_shift(jax.random.key(0), TOTAL, 2 * epoch, pixels=pixels)
+        still = train.flip_and_shift(jax.random.key(0), TOTAL, 0)(KEY, ROWS, *batch)[0]
+        around = np.pad(still, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode="reflect")
+        x, _ = augmentation(jax.random.fold_in(KEY, epoch), ROWS, *batch)
+        corners = [
+            [
+                (i, j)
+                for i, j in np.ndindex(2 * pixels + 1, 2 * pixels + 1)
+                if np.array_equal(image, wide[i : i + 4, j : j + 4])
+            ]
+            for image, wide in zip(np.asarray(x), around, strict=True)
+        ]
+        assert all(corners)
+        moved |= {corner for found in corners for corner in found}
+        # Each image goes its own way.
+        assert epoch or len({found[0] for found in corners}) > 1
+    assert len(moved) > 0.9 * (2 * pixels + 1) ** 2
+
+
+@pytest.mark.parametrize(("arguments", "message"), [((0, 0), "total .*0"), ((4, 0, -1), "pixels .*-1")])
+def test_what_cannot_be_moved_is_refused(arguments, message):
+    total, epoch, *pixels = arguments
+    with pytest.raises(ValueError, match=message):
+        train.flip_and_shift(KEY, total, epoch, pixels=pixels[0] if pixels else 0)
+
+
+def test_through_a_front_end(batch):
+    inputs, targets = train.through(Partial(lambda scale, x: scale * x, jnp.float32(0.5)))(KEY, ROWS, *batch)
+    np.testing.assert_array_equal(inputs, 0.5 * batch[0])
+    np.testing.assert_array_equal(targets, batch[1])
 
 
 # gaussian.
@@ -343,12 +393,11 @@ def test_each_of_a_chain_has_its_own_key_and_the_rows(batch):
 
 
 def test_flipped_then_noisy(images, labels, batch):
-    mirrored = -1 - images
     noisy = train.add_noisy(images, labels, std=TINY, limit=TINY, count=JOIN)
-    inputs, targets = train.chain(train.flip(mirrored), noisy)(KEY, ROWS, *batch)
+    inputs, targets = train.chain(train.flip_and_shift(KEY, TOTAL, 0), noisy)(KEY, ROWS, *batch)
     assert inputs.shape == (BATCH + JOIN, *SHAPE)
-    for i, row in enumerate(ROWS):
-        assert np.array_equal(inputs[i], batch[0][i]) != np.array_equal(inputs[i], mirrored[row])
+    for i, image in enumerate(batch[0]):
+        assert np.array_equal(inputs[i], image) != np.array_equal(inputs[i], image[:, ::-1])
     assert np.array_equal(targets[:BATCH], batch[1])
     which = nearest(np.asarray(inputs[BATCH:], np.float64), images)
     assert np.array_equal(targets[BATCH:], labels[which])
@@ -363,23 +412,23 @@ def shift(weights, images):
 
 def make(kind, images, labels, scale=1.0, count=JOIN):
     """An augmentation; another scale is another of the same shapes."""
-    mirrored = scale * images[:, :, ::-1]
+    moved = train.flip_and_shift(KEY, TOTAL, int(2 * scale), pixels=2)
     bank = np.random.default_rng(2).uniform(-0.2, 0.2, (4, *SHAPE)).astype(np.float32) * np.float32(scale)
     noisy = {"std": 0.1 * scale, "limit": 0.2 * scale, "count": count}
     rich = noisy | {"bank": bank, "front": Partial(shift, jnp.float32(scale)), "mirror": True}
     match kind:
-        case "flip":
-            return train.flip(mirrored)
+        case "moved":
+            return moved
         case "gaussian":
             return train.gaussian(0.1 * scale)
         case "noisy":
             return train.add_noisy(images, labels, **noisy)
         case "rich":
             return train.add_noisy(images, labels, **rich)
-    return train.chain(train.flip(mirrored), train.add_noisy(images, labels, **rich))
+    return train.chain(moved, train.add_noisy(images, labels, **rich))
 
 
-KINDS = ["flip", "gaussian", "noisy", "rich", "chain"]
+KINDS = ["moved", "gaussian", "noisy", "rich", "chain"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -391,7 +440,7 @@ def test_the_same_key_gives_the_same_result(images, labels, batch, kind):
     assert not np.array_equal(one[0], other[0])
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "noisy", "chain"])
+@pytest.mark.parametrize("kind", ["moved", "gaussian", "noisy", "chain"])
 def test_made_anew_it_compiles_nothing(images, labels, batch, kind):
     traces = []
 
