@@ -38,8 +38,8 @@ PLAN = (
 TABLE_VI = tuple((name, 0.1) for name in ("cnn", *DEFENDED))
 STUDIES: dict[str, Any] = {
     "models": MAIN,
-    "examples": 100,
-    "few": 50,
+    "examples": 50,
+    "few": 20,
     "curves": {
         "linf": (2 / 255, 4 / 255, 6 / 255, 8 / 255, 0.05),
         "l2": (0.125, 0.25, 0.5, 1.0, 2.0),
@@ -77,9 +77,9 @@ def get_config(profile: str | None = None) -> Any:
             # A factor on VGG-16's rates. In a few epochs it underfits, and dropout only slows it down.
             "dropout": 0.0,
             "models": (*MAIN, "mean"),
-            "epochs": {"madry": 5},
+            "epochs": {"cnn_plus": 8, "rcnn_plus": 8, "madry": 6},
             "train": {
-                "epochs": 10,
+                "epochs": 12,
                 "batch_size": 64,
                 "optimizer": "sgd",
                 "learning_rate": 0.05,
@@ -104,20 +104,21 @@ def get_config(profile: str | None = None) -> Any:
                 "examples": {
                     "default": 1_000,
                     "clean": 10_000,
-                    "cw linf": 1_000,
-                    "cw": 200,
-                    "cw<": 200,
-                    "ead": 200,
-                    "ead<": 200,
-                    "daa": 200,
-                    "square": 100,
-                    "spsa": 100,
-                    "bpda_eot": 200,
-                    "bpda_eot l2": 100,
-                    "bpda_eot l1": 100,
-                    "adaptive": 50,
-                    "autoattack": 100,
-                    "autoattack_rand": 50,
+                    "cw linf": 500,
+                    "cw": 50,
+                    "cw<": 100,
+                    "ead": 50,
+                    "ead<": 100,
+                    "daa": 100,
+                    "apgd": 200,
+                    "square": 20,
+                    "spsa": 50,
+                    "bpda_eot linf": 100,
+                    "bpda_eot": 50,
+                    "adaptive": 30,
+                    "autoattack linf": 50,
+                    "autoattack": 20,
+                    "autoattack_rand": 20,
                 },
                 "settings": {
                     "pgd": {"steps": 20, "restarts": 1},
@@ -134,13 +135,13 @@ def get_config(profile: str | None = None) -> Any:
                 "batch_size": 20,
                 "selection": 10,
                 "scoring": 5,
-                "redrawn": 1_000,
+                "redrawn": 200,
                 "beta2": (1.5,),
                 "beta2_models": ("rcnn_plus",),
                 "unions": ({"linf": 0.031, "l2": 1.0, "l1": 20.0}, {"linf": 0.031, "l2": 0.5, "l1": 12.0}),
             },
             "certify": {
-                "runs": ((50_000, 20, TABLE_VI), (10_000, 100, TABLE_VI)),
+                "runs": ((10_000, 30, TABLE_VI),),
                 "n0": 100,
                 "alpha": 0.001,
                 "radii": (0.25, 0.3, 0.35),
@@ -168,10 +169,11 @@ def get_config(profile: str | None = None) -> Any:
         config.train.batch_size, config.train.learning_rate, config.dropout = 128, 0.1, 0.5
         config.train.epochs, config.epochs = 60, ConfigDict()
         config.adversarial.steps, config.adversarial.step_size = 7, 0.00775
-        few = ("square", "bpda_eot", "bpda_eot l2", "bpda_eot l1", "spsa", "adaptive", "autoattack_rand")
+        few = ("square", "bpda_eot linf", "bpda_eot", "spsa", "adaptive", "autoattack_rand")
         for name in examples:
             examples[name] = 1_000 if name in few else 10_000
-        config.attack.batch_size = 250
+        config.attack.batch_size, config.attack.redrawn = 250, 1_000
+        config.studies.examples, config.studies.few = 1_000, 200
         settings.pgd.steps = 100
         settings.bpda_eot.steps = settings.adaptive.steps = 40
         settings.cw.searches = settings.ead.searches = 9
