@@ -40,7 +40,7 @@ $(STAMP): setup.cfg pyproject.toml
 	@echo "setting up $(VENV): 1 to 3 minutes and 1.3 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[dev]'
+	$(BIN)/pip install --editable '.[dev]'
 	@touch $@
 
 quickstart: $(STAMP)  ## the whole pipeline on 5,000 real digits in 3 to 8 minutes, with a report

@@ -135,6 +135,8 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
     network, inputs, validation, attack, epsilon = classifier(config), images, examples.validation.images, None, None
     front = front_end(recipe, config.preset, filters, testing=recipe.adversarial)
     batches = len(labels) // config.train.batch_size
+    if config.train.shift and not config.train.flips:
+        raise ValueError(f"config.train.shift must be 0 without config.train.flips, got {config.train.shift}")
     if recipe.adversarial:
         # Attacked through the front end of the test: that of training is so sharp that most of its gradients vanish.
         network = network if front is None else models.behind(front, network)
@@ -149,12 +151,13 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
             inputs = rebuilt(front, images)
 
     def augment(epoch: int, variables: Variables) -> train.Augmentation | None:
-        parts, seen_by = [], front
+        parts = []
         if config.train.flips:
-            # A moved image is rebuilt after that: its border holds other patches. It takes 3 % of a step of VGG-16.
-            coins = jax.random.key(config.seed + recipe.seed)
+            coins = jax.random.fold_in(jax.random.key(config.seed + recipe.seed), 1)
             parts.append(train.flip_and_shift(coins, len(labels), epoch, pixels=config.train.shift))
-            seen_by = None
+            if front is not None:
+                # After that, as the border holds other patches; it takes 3 % of a step of VGG-16.
+                parts.append(train.through(front))
         if recipe.gaussian:
             parts.append(train.gaussian(recipe.gaussian))
         if recipe.noise:
@@ -163,9 +166,7 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
             if epoch >= first:
                 bank = noise_bank(run, examples, filters, name, variables, make=epoch == first)
             limits: dict[str, Any] = {"std": noise.std, "limit": noise.limit, "count": noise.count}
-            parts.append(train.add_noisy(images, labels, bank=bank, front=seen_by, mirror=config.train.flips, **limits))
-        if front is not None and config.train.flips:
-            parts.append(train.through(front))
+            parts.append(train.add_noisy(images, labels, bank=bank, front=front, mirror=config.train.flips, **limits))
         return functools.reduce(train.chain, parts) if parts else None
 
     variables, history = train.fit(

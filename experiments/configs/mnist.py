@@ -60,6 +60,7 @@ STUDIES: dict[str, Any] = {
     "corrupted": 1_000,
     "beta1": (5.0, 10.0, 17.33, 25.0, 50.0),
     "beta2": (0.0, 1.0, 1.75, 3.0),
+    "clean": 1_000,
     "scales": ("variance",),
     "draws": (1, 10, 50),
     "defended": "rcnn_plus",

@@ -13,8 +13,10 @@ configuration's ``studies`` says what is studied, and an entry that is empty or 
                 BPDA+EoT, beside the tables' settings
     large       radius where nothing can be robust       `masking`
     corrupted   images                                   `corruptions`
-    beta1, beta2, draws, defended                        `ablation`
-                the grid, and the model that it changes
+    beta1, beta2, scales, draws                          `ablation`
+                the grid
+    clean       images that it does not attack           `ablation`
+    defended    model that it changes                    `ablation`
 
 Convergence, signs and ablation are at the tables' first budget.
 """

@@ -1,7 +1,6 @@
 """The front end's numbers on one trained model: sharpness beta1, noise beta2 and its scale, draws m."""
 
 import itertools
-import math
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,11 @@ import numpy as np
 from experiments import learn
 from experiments.catalogue import KINDS, NORMS
 from experiments.cost import Speeds
+from experiments.paper_tables import Table, text
 from experiments.recipes import RECIPES
 from experiments.results import measured
 from experiments.rundir import Config
-from experiments.studies.common import Inputs, Row, Study, asked, budget, pivot, step_seconds
+from experiments.studies.common import Inputs, Row, Study, asked, budget, step_seconds
 from rbf_jax import attacks, defend, models, train
 
 GRID = ("beta1", "beta2", "scales", "draws")
@@ -25,7 +25,7 @@ def settings(config: Config) -> dict[str, Any]:
         ValueError: a model that does not stand behind the filters of the EM.
     """
     studies = asked(config)
-    if not all(studies.get(name) for name in GRID) or studies["defended"] not in config.models:
+    if not all(studies.get(name) for name in (*GRID, "clean")) or studies["defended"] not in config.models:
         return {}
     model = studies["defended"]
     if not (RECIPES[model].defended and RECIPES[model].filters == "own"):
@@ -36,9 +36,16 @@ def settings(config: Config) -> dict[str, Any]:
         | {
             "models": [model],
             "examples": studies["examples"],
+            "clean": studies["clean"],
             "pgd": config.attack.settings.pgd.to_dict(),
         }
     )
+
+
+def _noises(settings: dict[str, Any]) -> list[tuple[float, str, int]]:
+    """beta2, scale and draws; without noise one scale is like the other."""
+    points = itertools.product(*(settings[name] for name in GRID[1:]))
+    return [point for point in points if point[0] > 0 or point[1] == settings["scales"][0]]
 
 
 def measure(inputs: Inputs) -> list[Row]:
@@ -46,21 +53,22 @@ def measure(inputs: Inputs) -> list[Row]:
     settings, config, (model,) = inputs.settings, inputs.run.config, inputs.models
     variables, _ = train.load_weights(learn.weights_path(inputs.run, model))
     logits_fn = models.logits_fn(learn.classifier(config), variables)
-    within, clean = {"norm": settings["norm"], "epsilon": settings["epsilon"]}, inputs.sample(settings["examples"])
+    within = {"norm": settings["norm"], "epsilon": settings["epsilon"]}
+    attacked, clean = inputs.sample(settings["examples"]), inputs.sample(settings["clean"])
     pgd = attacks.pgd(NORMS[settings["norm"]], epsilon=settings["epsilon"], **settings["pgd"])
     rows = []
     for beta1 in settings["beta1"]:
         static = defend(inputs.filters, logits_fn, beta1=beta1, beta2=0.0).static
         name, facts = f"{model}-pgd-beta1-{beta1:g}", within | settings["pgd"]
-        images = np.asarray(inputs.attack(name, pgd, static, clean, facts).images)
-        for beta2, scale, draws in itertools.product(*(settings[name] for name in GRID[1:])):
+        images = np.asarray(inputs.attack(name, pgd, static, attacked, facts).images)
+        for beta2, scale, draws in _noises(settings):
             predict = defend(inputs.filters, logits_fn, beta1=beta1, beta2=beta2, scale=scale, draws=draws).predict
             # As many images at once, counting the draws, as in the tables.
             size = max(1, config.attack.batch_size * config.draws // max(draws, config.draws))
             point = {"beta1": beta1, "beta2": beta2, "scale": scale, "draws": draws}
             for attack, ball, seen in (
                 ("clean", {"norm": "", "epsilon": 0.0}, clean),
-                (KINDS["pgd"].title.format(**settings["pgd"]), within, clean._replace(images=images)),
+                (KINDS["pgd"].title.format(**settings["pgd"]), within, attacked._replace(images=images)),
             ):
                 title = f"beta1 {beta1:g}, beta2 {beta2:g} ({scale}), m {draws}"
                 name = f"{model}-beta1-{beta1:g}-beta2-{beta2:g}-{scale}-m-{draws}-{attack.lower()}"
@@ -73,16 +81,24 @@ def measure(inputs: Inputs) -> list[Row]:
 def seconds(config: Config, settings: dict[str, Any], speed: Speeds) -> float:
     """An attack for each beta1, two scores for each point of the grid."""
     del config
-    (model,), points = settings["models"], math.prod(len(settings[name]) for name in ("beta1", "beta2", "scales"))
+    (model,) = settings["models"]
     crafting = (
         len(settings["beta1"]) * KINDS["pgd"].passes(settings["pgd"], settings["norm"]) * step_seconds(speed, model)
     )
-    draws = sum(settings["draws"]) * speed.forward + len(settings["draws"]) * speed.rebuild
-    return settings["examples"] * (crafting + 2 * points * draws)
+    looks = len(settings["beta1"]) * sum(speed.look(model, draws) for *_, draws in _noises(settings))
+    return settings["examples"] * (crafting + looks) + settings["clean"] * looks
 
 
 def _column(row: Row) -> str:
     return f"{row['attack']}, {row['norm']} {row['epsilon']:g}" if row["norm"] else row["attack"]
+
+
+def _table(rows: list[Row]) -> Table:
+    """A line for each front end; clean and attacked images are not equally many."""
+    lines: dict[str, dict[str, str]] = {}
+    for row in rows:
+        lines.setdefault(row["title"], {"front end": row["title"]})[_column(row)] = text(row)
+    return ["front end", *dict.fromkeys(map(_column, rows))], list(lines.values())
 
 
 STUDY = Study(
@@ -93,6 +109,6 @@ STUDY = Study(
     "crafted without noise at that beta1.",
     settings,
     measure,
-    lambda rows: pivot(rows, "front end", _column),
+    _table,
     seconds,
 )

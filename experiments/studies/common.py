@@ -137,7 +137,7 @@ class Study(NamedTuple):
 def asked(config: Config) -> dict[str, Any]:
     """The configuration's ``studies``, plain; models and images as far as they are there."""
     found = config.to_dict().get("studies") or {}
-    counts = {name: min(found.get(name, 0), config.examples.test) for name in ("examples", "few", "corrupted")}
+    counts = {name: min(found.get(name, 0), config.examples.test) for name in ("examples", "few", "corrupted", "clean")}
     return found | counts | {"models": [name for name in found.get("models", ()) if name in config.models]}
 
 

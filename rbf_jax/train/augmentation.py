@@ -38,7 +38,7 @@ def flip_and_shift(key: Key, total: int, epoch: int, *, pixels: int = 0) -> Augm
     """Mirrors each image in every other epoch, and moves it by up to ``pixels`` each way, the border reflected.
 
     A coin says in which of the first two epochs an image is mirrored, so that any two epochs in a row hold both its
-    forms; independent coins would show a quarter of the images twice the same (Jordan, 2024).
+    forms; with a new coin in each epoch half of the images would be the same in both.
 
     Args:
         key: of the coins; the same in every epoch.

@@ -152,8 +152,9 @@ def fit(
     Args:
         key: for the first weights, the order, augmentation, the attack and dropout.
         classifier: the network.
-        images: float32 ``(N, H, W, C)`` in [0, 1]; for an rCNN the reconstructions, computed once; where it is
-            attacked the images as they come, with `models.behind` for the front end.
+        images: float32 ``(N, H, W, C)`` in [0, 1]; for an rCNN the reconstructions, computed once; where
+            ``augment`` moves them the images as they come, with `through` behind that, and where they are attacked
+            with `models.behind` for the front end.
         labels: int32 ``(N,)``.
         optimizer: an optax transformation.
         epochs: passes over the images.

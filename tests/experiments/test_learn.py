@@ -458,3 +458,9 @@ def test_before_the_mean_the_gradient_is_its_own(run, variables, examples):
     smooth = uniform_filter(float64(images), 3, mode="nearest", axes=(1, 2))
     np.testing.assert_allclose(found["static"](KEY, images), linear(variables, smooth), atol=1e-4)
     assert np.any(jax.grad(lambda images: found["static"](KEY, images)[:, 3].sum())(images))
+
+
+def test_a_shift_that_would_be_left_out_is_refused(run, examples):
+    run.config.train.shift = 2
+    with pytest.raises(ValueError, match=r"config\.train\.shift must be 0 without config\.train\.flips, got 2"):
+        learn.train_model(run, examples, "cnn")

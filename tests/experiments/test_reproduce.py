@@ -18,6 +18,7 @@ from experiments.configs import cifar10, mnist, quickstart
 from experiments.recipes import RECIPES
 from experiments.rundir import Run, open_run
 from rbf_jax import rbf
+from rbf_jax.certify import certified_radius
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = [
@@ -240,6 +241,10 @@ def test_full_profiles_follow_the_paper(module):
     assert all(set(union.items()) <= budgets for union in config.attack.unions)
     assert dict(config.attack.unions[0]) == paper
     certified = settings["certify"]["tau"][name]
+    for profile in ("cpu", "gpu", "paper"):
+        runs, radii = (module.get_config(profile).certify[field] for field in ("runs", "radii"))
+        ceilings = [certified_radius(n, n, config.certify.alpha, sigma) for n, _, of in runs for _, sigma in of]
+        assert max(ceilings) > max(radii)
     for samples, _, models in config.certify.runs[:2]:
         assert samples in (settings["certify"]["samples"], 10_000)
         for model, sigma in models:

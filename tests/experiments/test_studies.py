@@ -324,7 +324,8 @@ def test_ablation_against_numpy(tmp_path, monkeypatch, rng):
     filters = random_filters(rng, 6, flat=False)
     images = rng.uniform(0, 1, (TOTAL, *SHAPE)).astype(np.float32)
     scales = ("variance", "sigma")
-    asked = config(beta1=(8.0, 60.0), beta2=(0.0, 6.0), scales=scales, draws=(1, 4), defended="rcnn", examples=21)
+    asked = config(beta1=(8.0, 60.0), beta2=(0.0, 6.0), scales=scales, draws=(1, 4), defended="rcnn", clean=23)
+    asked.studies.examples = 21
     path = learn.weights_path(Run(tmp_path, asked), "rcnn")
     variables = train.save_weights(path, network.init(jax.random.key(1), SHAPE), {})
     kernel, bias = (float64(variables["params"]["Dense_0"][name]) for name in ("kernel", "bias"))
@@ -338,21 +339,21 @@ def test_ablation_against_numpy(tmp_path, monkeypatch, rng):
     record = run_study("ablation", tmp_path, asked, Examples(images, labels), forms, filters)
     point = operator.itemgetter("attack", "beta1", "beta2", "scale", "draws")
     found = {point(row): row for row in record["rows"]}
-    assert len(found) == len(record["rows"]) == 32
-    rows = np.sort(np.random.default_rng(5).permutation(TOTAL)[:21])
+    assert len(found) == len(record["rows"]) == 24
+    rows, more = (np.sort(np.random.default_rng(5).permutation(TOTAL)[:count]) for count in (21, 23))
     for call, beta1 in zip(fake.calls, (8.0, 60.0), strict=True):
         static = defend(filters, models.logits_fn(network, variables), beta1=beta1, beta2=0.0).static
         assert evaluate.fingerprint(call.logits_fn) == evaluate.fingerprint(static)
         assert (call.attack.count, call.attack.epsilon, call.leave) == (4, 0.05, False)
-        for attack, shown in (("clean", images[rows]), ("PGD-3", call.moved)):
+        for attack, shown, at in (("clean", images[more], more), ("PGD-3", call.moved, rows)):
             for (draws, size), scale in itertools.product(((1, 8), (4, 4)), scales):
-                row = found[attack, beta1, 0.0, scale, draws]
-                assert row["N"] == 21
-                assert row["accuracy"] == round(100 * np.mean(classified(shown, beta1) == labels[rows]), 2)
+                row = found[attack, beta1, 0.0, "variance", draws]
+                assert row["N"] == len(at)
+                assert row["accuracy"] == round(100 * np.mean(classified(shown, beta1) == labels[at]), 2)
                 logits_fn, noise = models.logits_fn(network, variables), {"beta2": 6.0, "scale": scale, "draws": draws}
                 noisy = defend(filters, logits_fn, beta1=beta1, **noise)
                 right = evaluate.survival(
-                    jax.random.key(7), noisy.predict, shown, labels[rows], redraws=1, rows=rows, batch_size=size
+                    jax.random.key(7), noisy.predict, shown, labels[at], redraws=1, rows=at, batch_size=size
                 )
                 assert found[attack, beta1, 6.0, scale, draws]["accuracy"] == round(100 * right.mean(), 2)
     assert len({row["accuracy"] for row in found.values()}) >= 5
@@ -362,7 +363,8 @@ def test_ablation_against_numpy(tmp_path, monkeypatch, rng):
     ]
     assert [size["batch_size"] for size in sizes] == [8, 4]
     headings, lines = studies.table("ablation", record)
-    assert headings == ["front end", "N", "clean", "PGD-3, linf 0.05"]
+    assert headings == ["front end", "clean", "PGD-3, linf 0.05"]
+    assert [lines[0][heading].rpartition("N=")[2] for heading in headings[1:]] == ["23", "21"]
     assert [line["front end"] for line in lines[:2]] == [
         "beta1 8, beta2 0 (variance), m 1",
         "beta1 8, beta2 0 (variance), m 4",
@@ -415,8 +417,9 @@ ENTRIES: dict[str, tuple[dict[str, Any], float]] = {
     "masking": (dict(large=0.5), 10 * (480 + 1000 / ATTACK_STEP) * (1 + 2 * 11) * ATTACK_STEP),
     "corruptions": (dict(corrupted=100), 24 * 19 * (1 + 3 + 20)),
     "ablation": (
-        dict(beta1=(1.0, 2.0), beta2=(1.0,), scales=("variance", "sigma"), draws=(1, 5), defended="rcnn"),
-        24 * (2 * 3 * 11 * ATTACK_STEP + 2 * 2 * 2 * (1 + 5 + 2 * 10)),
+        # Two levels of noise at beta2 = 1, and none; each by one draw and by five behind one reconstruction.
+        dict(beta1=(1.0, 2.0), beta2=(0.0, 1.0), scales=("variance", "sigma"), draws=(1, 5), clean=20, defended="rcnn"),
+        24 * 2 * 3 * 11 * ATTACK_STEP + (24 + 20) * 2 * 3 * (1 + 5 + 2 * 10),
     ),
 }
 
