@@ -71,9 +71,8 @@ def training(run: Run, examples: learn.Data, models: Sequence[str], speed: Speed
             more = 2 * noise.count / config.train.batch_size
             bank = noise.bank_examples * noise.bank_steps * ATTACK_STEP * (speed.forward + front)
         # Where images are moved each is rebuilt in each epoch, else the noisy ones alone.
-        epoch = total * (
-            STEP * speed.forward * (1 + more) + front * (more + (config.train.flips and not recipe.adversarial))
-        )
+        moved = config.train.flips and not recipe.adversarial
+        epoch = total * (STEP * speed.forward * (1 + more) + front * (more + moved))
         if recipe.adversarial:
             epoch += total * ATTACK_STEP * (config.adversarial.steps + 1) * (speed.forward + front)
         epoch += len(examples.validation.labels) * speed.forward
