@@ -55,7 +55,7 @@ _ON_WORST = (
     "second all attacks, on the images that met them all."
 )
 _ON_MODELS = (
-    "Training accuracy is that of the steps' batches, with dropout and noise; for Madry and rCNN-AT on attacked images. "
+    "Training accuracy: of the steps' batches, with dropout and noise; Madry's and rCNN-AT's on attacked images. "
     "Attack steps: of PGD on each batch. Madry et al. took 40 on MNIST and 7 on CIFAR-10; one from a random start is "
     "the fast variant (Wong et al. 2020)."
 )
