@@ -71,10 +71,12 @@ def compute():
     noisy = train.add_noisy(images, labels, std=0.1, limit=0.3, count=BATCH, front=front)
     yield "everywhere", [len(leaf.devices()) for leaf in jax.tree.leaves(parallel.everywhere(noisy))]
     validation = images[:21], labels[:21]
-    yield (
-        "training",
-        train.fit(KEY, classifier, images, labels, augment=lambda *_: noisy, validation=validation, **steps),
-    )
+
+    def augment(epoch, _):
+        moved = train.flip_and_shift(KEY, len(images), epoch, pixels=1)
+        return train.chain(train.chain(moved, train.through(front)), noisy)
+
+    yield "training", train.fit(KEY, classifier, images, labels, augment=augment, validation=validation, **steps)
     # In l2: linf's sign of a gradient that is 0 but for rounding may go either way.
     pgd = attacks.pgd(attacks.L2, epsilon=1.0, steps=3)
     behind = models.behind(front, classifier)
