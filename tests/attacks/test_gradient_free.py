@@ -371,6 +371,33 @@ def test_spsa_first_step_is_adams():
     np.testing.assert_allclose(moved, np.broadcast_to(0.003 * weights[:, 1].reshape(SHAPE), moved.shape), atol=1e-6)
 
 
+@pytest.mark.parametrize("norm", [Linf, L2, L1])
+def test_spsa_steps_are_a_third_of_the_ball(norm):
+    """A pixel moves by ``epsilon / 3`` over the norm of an image of ones, whatever each example's epsilon is."""
+    model, _, weights = planes(STILL)
+    epsilon = jnp.linspace(0.003, 0.012, len(STILL))
+    attack = quick_jit(spsa(norm, epsilon=1.0, steps=1, directions=1024))
+    moved = float64(attack(KEYS, model, STILL, ZEROS, epsilon=epsilon, targets=TWOS).images - STILL)
+    ones = {"linf": 1, "l2": 4, "l1": 16}[norm.name]
+    expected = weights[:, 1].reshape(SHAPE) * float64(epsilon)[:, None, None, None] / (3 * ones)
+    np.testing.assert_allclose(moved, expected, rtol=1e-3, atol=1e-7)
+
+
+def test_spsa_looks_as_far_aside_as_it_steps():
+    """Behind a front that is flat within 0.03 of the images, 0.01 aside sees nothing, a third of 0.3 the boundary."""
+    images = jnp.full((8, *SHAPE), 0.5)
+    _, _, weights = planes(images)
+    inner = linear(np.stack([np.zeros(16), weights[:, 1]], 1), [0.0, -0.5])
+
+    model = Partial(lambda inner, key, x: inner(key, jnp.where(jnp.abs(x - 0.5) < 0.03, 0.5, x) - 0.5), inner)
+
+    broken = [
+        quick_jit(spsa(Linf, epsilon=0.3, steps=5, directions=256, delta=delta))(KEYS, model, images, ZEROS).success
+        for delta in (0.01, None)
+    ]
+    np.testing.assert_array_equal(broken, [[False] * 8, [True] * 8])
+
+
 def test_spsa_begins_at_its_start():
     images, start = jnp.full((8, *SHAPE), 0.5), jnp.full((8, *SHAPE), 0.53)
     flat = linear(np.zeros((16, 2)), [1.0, 0.0])
@@ -533,6 +560,7 @@ BAD_SETTINGS = {
     "square horizon": (lambda: square(Linf, epsilon=0.1, horizon=0), "horizon .*0"),
     "spsa chunk": (lambda: spsa(Linf, epsilon=0.1, directions=8, chunk=3), "chunk .*3"),
     "spsa delta": (lambda: spsa(Linf, epsilon=0.1, delta=0.0), "delta .*0"),
+    "spsa rate": (lambda: spsa(Linf, epsilon=0.1, learning_rate=-1.0), "learning_rate .*-1"),
     "spsa epsilon": (lambda: spsa(Linf, epsilon=-0.5), "epsilon .*-0.5"),
     "noise samples": (lambda: random_noise(Linf, epsilon=0.1, samples=0), "samples .*0"),
     "rays epsilon": (lambda: rays(epsilon=math.nan), "epsilon .*nan"),
