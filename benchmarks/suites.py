@@ -36,8 +36,8 @@ DRAWS, STEPS = 50, 4
 LIBRARIES = "rbf_jax", "torchattacks"
 CASES = {
     "AutoAttack, linf 0.3": (64, 0.3, 2),
-    "AutoAttack, linf 0.2": (32, 0.2, 1),
-    "AutoAttack, linf 0.1": (8, 0.1, 1),
+    "AutoAttack, linf 0.2": (32, 0.2, 2),
+    "AutoAttack, linf 0.1": (8, 0.1, 2),
     f"EoT-PGD with {DRAWS} draws, {STEPS} steps, linf 0.3": (64, 0.3, 3),
 }
 """By name: images, epsilon, rounds."""

@@ -45,7 +45,7 @@ def arena(settings: dict[str, Any], ledgers: Sequence[Outcomes]) -> str:
         f"interval, by the mean of {settings['draws']} draws at beta2 = {settings['beta2']:g}. With secret noise an "
         "image is scored on fresh redraws, and 'the worst of all' takes for each image the attack that was worst on "
         "other redraws. With known noise attacker and score have one draw in common. The two are never mixed. Passes "
-        "are those of the attacked form; a pass of the prediction counts once, not once for each draw. Attacks of least "
+        "are those of the attacked form; one of the prediction counts once, not once for each draw. Attacks of least "
         "distance (DeepFool, FAB-T, CW-linf, RayS) stop at the boundary of the model without noise, from where noise "
         "brings most images back: what they leave is no sign of robustness.",
         _origin(ledgers),

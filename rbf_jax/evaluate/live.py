@@ -18,6 +18,10 @@ SEGMENTS = 20
 """No segment is longer than this part of the steps."""
 
 LEAST_BATCH = 8
+"""Smaller batches are filled up to this: each size is compiled anew."""
+
+LONG = 200
+"""With so many steps to go the last few examples are worth sizes of their own on CPU, where small batches are fast."""
 
 
 @jax.jit
@@ -41,16 +45,17 @@ def _finish(attack: Iterative, logits_fn: LogitsFn, problem: Problem, state: Any
     return parallel.per_device(lambda *of_device: attack.finish(logits_fn, *of_device))(problem, state)
 
 
-def _batches(rows: np.ndarray, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _batches(rows: np.ndarray, batch_size: int, steps: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Parts of the rows, each filled up to the batch size or, at the end, to a power of two on each device.
 
     So there are few shapes to compile, however many examples are left.
     """
     devices = parallel.count()
+    least = 1 if steps >= LONG and jax.default_backend() == "cpu" else LEAST_BATCH
     for start in range(0, len(rows), batch_size * devices):
         part = rows[start : start + batch_size * devices]
         most = -(-len(part) // devices)
-        size = devices * min(max(LEAST_BATCH, 1 << (most - 1).bit_length()), batch_size)
+        size = devices * min(max(least, 1 << (most - 1).bit_length()), batch_size)
         yield part, np.concatenate([part, np.full(size - len(part), part[-1])])
 
 
@@ -84,9 +89,9 @@ def run_live(
         here = parallel.take(posed_all, rows)
         return here._replace(keys=jax.random.wrap_key_data(here.keys, impl=kind))
 
-    def gather(function: Callable[[np.ndarray], Any], rows: np.ndarray, kept: Any) -> Any:
+    def gather(function: Callable[[np.ndarray], Any], rows: np.ndarray, kept: Any, steps: int = 1) -> Any:
         """Puts function(rows) -> tree of arrays, batch by batch, into the rows of the kept tree."""
-        for part, filled in _batches(rows, batch_size):
+        for part, filled in _batches(rows, batch_size, steps):
             found = parallel.fetch(function(filled))
             if kept is None:
                 kept = jax.tree.map(lambda array: np.empty((total, *array.shape[1:]), array.dtype), found)
@@ -103,7 +108,7 @@ def run_live(
         def segment(rows: np.ndarray, first: int = first, last: int = last) -> Any:
             return _advance(attack, np.int32(first), np.int32(last), logits_fn, posed(rows), parallel.take(state, rows))
 
-        _, broken = gather(segment, live, (state, np.zeros(total, bool)))
+        _, broken = gather(segment, live, (state, np.zeros(total, bool)), attack.count - first)
         left = live[broken[live]]
         progress((len(live) * (last - first) + len(left) * (attack.count - last)) / attack.count)
         live, first = live[~broken[live]], last

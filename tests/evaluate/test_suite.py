@@ -1,6 +1,6 @@
 """Suites: who is broken by what, on which examples work is spent, and what fresh draws say."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,8 @@ from attack_helpers import KEY, grey, mixed, mlp, own_labels, predictions
 from jax.tree_util import Partial
 
 from rbf_jax import attacks, evaluate
+from rbf_jax.attacks import Iterative
+from rbf_jax.attacks.driver import Best, no_best
 from rbf_jax.evaluate import batched, live
 from rbf_jax.evaluate.live import run_live
 
@@ -61,6 +63,31 @@ def test_leaving_compiles_a_program_for_each_power_of_two():
             jax.random.key(seed), attack, mlp(seed), images, own_labels(mlp(seed), images), leave=True, batch_size=32
         )
     assert advance._cache_size() - before <= 3  # 8, 16, 32
+
+
+class Counted(NamedTuple):
+    best: Best
+
+
+@pytest.mark.parametrize(("steps", "sizes"), [(100, {8}), (800, {8, 4, 2, 1})])
+def test_the_last_examples_of_a_long_attack_are_not_filled_up(steps, sizes):
+    """Each example is broken at the step that its epsilon says, the last one never."""
+    seen = set()
+
+    def step(number, logits_fn, p, state):
+        seen.add(len(p.labels))
+        best = state.best
+        return Counted(best._replace(success=best.success | (number.astype(jnp.float32) >= p.epsilon), forwards=best.forwards + 1))
+
+    attack = Iterative(attacks.Linf, 1.0, steps, lambda logits_fn, p: Counted(no_best(p.images)), step)
+    at = np.array([0, 0, 0, 0, 20, 20, 50, 1e6], np.float32)
+    problem = attack.pose(jax.random.split(KEY, 8), grey(0, 8), np.zeros(8, np.int32), epsilon=at)
+    found = run_live(attack, mlp(0), problem, batch_size=8)
+    assert seen == sizes
+    np.testing.assert_array_equal(found.success, at < steps)
+    # Up to the end of the segment in which it is broken: the first one ends after 5 steps.
+    np.testing.assert_array_equal(found.forwards[:4], 5)
+    assert found.forwards[-1] == steps
 
 
 def test_attacks_of_least_distance_do_not_leave_without_a_budget():
