@@ -77,7 +77,9 @@ def test_the_last_examples_of_a_long_attack_are_not_filled_up(steps, sizes):
     def step(number, logits_fn, p, state):
         seen.add(len(p.labels))
         best = state.best
-        return Counted(best._replace(success=best.success | (number.astype(jnp.float32) >= p.epsilon), forwards=best.forwards + 1))
+        return Counted(
+            best._replace(success=best.success | (number.astype(jnp.float32) >= p.epsilon), forwards=best.forwards + 1)
+        )
 
     attack = Iterative(attacks.Linf, 1.0, steps, lambda logits_fn, p: Counted(no_best(p.images)), step)
     at = np.array([0, 0, 0, 0, 20, 20, 50, 1e6], np.float32)

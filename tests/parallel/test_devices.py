@@ -9,6 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+# By one worker: each would compute the module's fixtures for itself.
+pytestmark = pytest.mark.xdist_group("devices")
+
 CHILD = Path(__file__).with_name("child.py")
 BATCH_OF_IMAGES = 16 * 16 * 16
 
