@@ -27,6 +27,7 @@ from experiments.catalogue import NORMS, first_budget, warmed
 from experiments.learn import Examples
 from experiments.provenance import provenance
 from experiments.recipes import RECIPES, front_end
+from experiments.report import slug
 from rbf_jax import attacks, defend, evaluate, models
 from rbf_jax.attacks import Composed, Iterative, eot, transfer
 from rbf_jax.evaluate import Outcomes, Parts
@@ -135,7 +136,7 @@ def meet(
         seed: of all keys.
         folder: for ledgers and finished batches.
     """
-    path = folder / "ledger" / f"{jobs.slug(suite.title)}-{jobs.slug(name)}.npz"
+    path = folder / "ledger" / f"{slug(suite.title)}-{slug(name)}.npz"
     determined: dict[str, Any] = {
         "attack": name,
         "suite": suite.title,

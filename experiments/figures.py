@@ -1,7 +1,9 @@
 """The figures of a report: the paper's for a configuration, and the curves of the studies that were run."""
 
 import functools
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,10 +15,11 @@ from experiments.catalogue import NORMS, Cell, cells
 from experiments.evaluation import Models
 from experiments.learn import Examples
 from experiments.recipes import RECIPES
+from experiments.report import slug
 from experiments.rundir import Config, Run
 from rbf_jax import PRESETS, attacks, evaluate, parallel, plots, reconstruct, saliency
 from rbf_jax.evaluate import Parts
-from rbf_jax.files import read_json
+from rbf_jax.files import read_json, replacing
 from rbf_jax.plots import Figure
 from rbf_jax.rbf import RBFFilters
 from rbf_jax.types import LogitsFn
@@ -29,6 +32,20 @@ COMPARED = ("cnn", "cnn_plus", "madry", "rcnn", "rcnn_plus", "rcnn_at")
 SHOWN, POINTS = 8, 1_000
 FAR, FAR_STEPS = 3, 100
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
+
+def save(directory: Path, drawn: Sequence[Section]) -> list[Path]:
+    """Writes figures as ``.png``, and what belongs to them as ``figures.json``; returns all files."""
+    told, paths = [], []
+    for heading, text, figure, alt in drawn:
+        path = directory / f"{slug(heading)}.png"
+        with replacing(path) as temporary:
+            temporary.write_bytes(plots.png(figure, 100))
+        paths.append(path)
+        told.append({"heading": heading, "text": text, "file": path.name, "alt": alt})
+    with replacing(directory / "figures.json") as temporary:
+        temporary.write_text(json.dumps(told, indent=1) + "\n")
+    return [*paths, directory / "figures.json"]
 
 
 def sections(run: Run, test: Examples, filters: RBFFilters, forms: Models) -> list[Section]:

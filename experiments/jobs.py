@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import sys
 import threading
 import traceback
@@ -55,11 +54,6 @@ def open_run() -> rundir.Run:
     if FILTERS.value:
         rbf.save(learn.filters_path(run, "released"), rbf.load(FILTERS.value))
     return run
-
-
-def slug(title: str) -> str:
-    """A title as part of a file's name."""
-    return re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> None:

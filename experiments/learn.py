@@ -109,6 +109,16 @@ def weights_path(run: Run, name: str) -> Path:
     return run.directory / "models" / f"{name}.npz"
 
 
+def snapshot_path(run: Run, name: str, epoch: int) -> Path:
+    """Where the weights after an epoch lie, of those that ``config.snapshots`` names."""
+    return run.directory / "models" / "snapshots" / f"{name}-{epoch}.npz"
+
+
+def snapshot(run: Run, name: str, epoch: int) -> Variables:
+    """The weights of a model after an epoch of its training."""
+    return train.load_weights(snapshot_path(run, name, epoch))[0]
+
+
 def train_model(run: Run, examples: Data, name: str) -> Variables:
     """A trained network, from its file of weights if it is finished; the recipe lies beside that as JSON."""
     path, filters = weights_path(run, name), filters_of(run, examples, name)
@@ -151,6 +161,10 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
             inputs = rebuilt(front, images)
 
     def augment(epoch: int, variables: Variables) -> train.Augmentation | None:
+        path = snapshot_path(run, name, epoch)
+        # A training that goes on in the middle of an epoch has them already: they are written before its first step.
+        if epoch in config.get("snapshots", {}).get(name, ()) and not path.exists():
+            train.save_weights(path, variables, {"model": name, "epoch": epoch})
         parts = []
         if config.train.flips:
             coins = jax.random.fold_in(jax.random.key(config.seed + recipe.seed), 1)

@@ -127,11 +127,13 @@ def origin(job: dict[str, Any], rows: list[Row]) -> str:
     )
 
 
-def page(job: dict[str, Any], found: list[Section], rows: list[Row]) -> str:
-    """The Markdown page of a data set's results."""
+def page(job: dict[str, Any], found: list[Section], rows: list[Row], figures: list[dict[str, str]]) -> str:
+    """The Markdown page of a data set's results; of figures what `figures.save` wrote."""
     parts = [f"# {job['config']['title']}", note(job["config"]), origin(job, rows)]
     for heading, said, (headings, lines) in found:
         parts += [f"## {heading}", *([said] if said else []), format_table(headings, lines)]
+    for figure in figures:
+        parts += [f"## {figure['heading']}", figure["text"], f"![{figure['alt']}](figures/{figure['file']})"]
     parts.append(
         "Made by `make tables` from `ledger/`, `models/`, `certificates/`, `studies/` and `job.json`; `results.json` "
         "has every figure with its deviation over redraws and its seconds.\n"

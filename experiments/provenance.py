@@ -10,12 +10,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def provenance() -> dict[str, str | int | None]:
-    """Commit (``-dirty`` behind it where files differ), device, cores that it may use, and JAX version."""
+    """Commit (``-dirty`` behind it where files differ), device, cores that it may use, and JAX version.
+
+    A copy without git, as in a container or on a lent machine, is told its commit by ``RBF_JAX_COMMIT``.
+    """
     describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
         commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        commit = None
+        commit = os.environ.get("RBF_JAX_COMMIT")
     return {
         "commit": commit,
         "device": jax.devices()[0].device_kind,

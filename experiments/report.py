@@ -6,6 +6,7 @@ The HTML has no scripts and refers to nothing outside itself; the figures are em
 import base64
 import html
 import os
+import re
 from collections.abc import Mapping, Sequence
 
 from rbf_jax.files import replacing
@@ -28,6 +29,11 @@ td:first-child { background: Canvas; }
 nav ul { columns: 20rem; padding-left: 1.2rem; }
 img { max-width: max(100%, 40rem); height: auto; background: #fff; border-radius: 4px; }
 """
+
+
+def slug(title: str) -> str:
+    """A title as part of a file's name."""
+    return re.sub("[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def format_table(columns: Sequence[str], rows: Sequence[Mapping[str, object]]) -> str:

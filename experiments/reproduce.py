@@ -62,9 +62,11 @@ def job() -> None:
     record = provenance() | {"config": config.to_dict(), "filters": len(filters.variances), "seconds": _seconds(run)}
     with replacing(run.directory / "job.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
+    drawn = figures.sections(run, examples.test, filters, models)
+    pictures = figures.save(run.directory / "figures", drawn)
     written = tables.write_results(run.directory, config.set, ledger + committed)
     if jobs.PUBLISH.value:
-        files = [*ledger, *more, run.directory / "filters.npz", run.directory / "job.json"]
+        files = [*ledger, *more, *pictures, run.directory / "filters.npz", run.directory / "job.json"]
         jobs.publish(run, config.models, files)
     report = run.directory / "report.html"
     write_report(
@@ -72,7 +74,7 @@ def job() -> None:
         title=config.title,
         summary=f"{written.note}\n\n{written.origin}",
         tables=[(section.heading, section.text, section.table[1]) for section in written.sections],
-        sections=figures.sections(run, examples.test, filters, models),
+        sections=drawn,
     )
     seconds = time.perf_counter() - began
     headings, lines = written.sections[0].table

@@ -25,6 +25,7 @@ from jax.tree_util import Partial
 
 from experiments import jobs
 from experiments.provenance import provenance
+from experiments.report import slug
 from rbf_jax import attacks, data, evaluate
 from rbf_jax.evaluate import Outcomes, Parts
 from rbf_jax.files import read_npz
@@ -135,7 +136,7 @@ def job() -> None:
     for number, (name, stage) in enumerate(stages().items()):
         order = np.argsort(-closest)
         chosen = np.sort(order[(clean if stage.alone else left)[order]][: stage.few])
-        parts = Parts(directory / jobs.slug(name), {"attack": name})
+        parts = Parts(directory / slug(name), {"attack": name})
         found = evaluate.run_attack(
             jax.random.key(number),
             stage.attack,
@@ -164,7 +165,7 @@ def job() -> None:
             "backward passes": int(found.backwards.sum()),
             "seconds": round(parts.seconds()),
         }
-        path = directory / "ledger" / f"{jobs.slug(name)}.npz"
+        path = directory / "ledger" / f"{slug(name)}.npz"
         evaluate.save_outcomes(path, Outcomes(np.arange(total), np.zeros((0, total), bool), robust[None], facts))
         shares = f"{100 * robust.mean():.2f} % of {total}, all so far {100 * left.mean():.2f} %"
         print(f"{name}: leaves {shares}", flush=True)

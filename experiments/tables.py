@@ -50,7 +50,8 @@ def write_results(directory: Path, data_set: str, ledger: Sequence[Path] | None 
     """Writes ``results.json`` and ``README.md`` of a folder, and ``VERDICT.md`` where the paper has the set.
 
     Args:
-        directory: with ``job.json``, ``models/``, ``ledger/``, and ``certificates/`` and ``studies/`` where they are.
+        directory: with ``job.json``, ``models/``, ``ledger/``, and ``certificates/``, ``studies/`` and ``figures/``
+            where they are.
         data_set: for the paper's numbers.
         ledger: the files that count; None for all in the folder.
     """
@@ -74,7 +75,9 @@ def write_results(directory: Path, data_set: str, ledger: Sequence[Path] | None 
     certified = certification.make_rows(certificates, data_set, radii)
     record = job | {"models": recipes, "rows": rows, "certificates": certified, "studies": studied}
     _write(directory / "results.json", json.dumps(record, indent=1) + "\n")
-    _write(directory / "README.md", pages.page(job, found, rows))
+    drawn = directory / "figures" / "figures.json"
+    figures = read_json(drawn, _WAY_OUT) if drawn.exists() else []
+    _write(directory / "README.md", pages.page(job, found, rows, figures))
     if data_set in results.PAPER["settings"]["linf_eps"]:
         _write(directory / "VERDICT.md", verdict.page(job, rows, of_studies))
     return Written(found, pages.note(job["config"]), pages.origin(job, rows))

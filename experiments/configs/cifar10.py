@@ -1,6 +1,6 @@
 """CIFAR-10 with VGG-16 (needs `make data`).
 
-    make reproduce-cifar                       6 models, every attack, certificates, studies, tables, report
+    make reproduce-cifar                       7 models, every attack, certificates, studies, tables, report
     make train SET=cifar10 MODEL=rcnn_plus     one model of experiments/recipes.py
 
 PROFILE names a profile; without it the device decides between `cpu` and `gpu`. What a profile took and reached is in
@@ -31,9 +31,10 @@ PLAN = (
     (MAIN, (("linf", 0.05),), ("pgd",), MANY),
     (DEFENDED, (("linf", 0.05),), ("bpda_eot",), 100),
     (MAIN, (("l2", 0.5), ("l1", 12.0)), ("pgd", "apgd"), MANY),
-    # The trivial front.
-    (("mean",), LINF, ("fgsm", "pgd", "apgd"), 500),
-    (("mean",), LINF, ("square",), 50),
+    # The trivial front, and the rCNN that is trained far longer.
+    (("mean", "rcnn_long"), LINF, ("fgsm", "pgd", "apgd"), 500),
+    (("mean", "rcnn_long"), LINF, ("square",), 50),
+    (("rcnn_long",), LINF, ("bpda_eot",), 500),
 )
 TABLE_VI = tuple((name, 0.1) for name in ("cnn", *DEFENDED))
 STUDIES: dict[str, Any] = {
@@ -57,6 +58,7 @@ STUDIES: dict[str, Any] = {
     "scales": ("variance", "sigma", "sqrt_sigma"),
     "draws": (1, 10),
     "defended": "rcnn_plus",
+    "training": {"model": "rcnn_long", "steps": 20, "queries": 2_000, "beta1": (1.0, 3.0, 8.0)},
 }
 
 
@@ -77,8 +79,10 @@ def get_config(profile: str | None = None) -> Any:
             "network": "vgg16",
             # A factor on VGG-16's rates. In a few epochs it underfits, and dropout only slows it down.
             "dropout": 0.0,
-            "models": (*MAIN, "mean"),
-            "epochs": {"cnn_plus": 8, "rcnn_plus": 8, "madry": 6},
+            "models": (*MAIN, "mean", "rcnn_long"),
+            "epochs": {"cnn_plus": 8, "rcnn_plus": 8, "madry": 6, "rcnn_long": 40},
+            # After these epochs a model's weights are kept, for the study of its training.
+            "snapshots": {"rcnn_long": (1, 3, 10, 20, 40)},
             "train": {
                 "epochs": 12,
                 "batch_size": 64,
@@ -168,23 +172,33 @@ def get_config(profile: str | None = None) -> Any:
         config.draws = 2
         config.certify.runs, config.studies = (), ConfigDict()
     if profile in ("gpu", "paper"):
-        config.train.batch_size, config.train.learning_rate, config.dropout = 128, 0.1, 0.5
-        config.train.epochs, config.epochs, config.noise.count = 60, ConfigDict(), 60
+        config.train.batch_size, config.train.learning_rate, config.noise.count = 128, 0.1, 60
+        config.train.epochs, config.epochs = 20, ConfigDict({"madry": 12, "rcnn_long": 60})
         config.adversarial.steps, config.adversarial.step_size = 7, 0.00775
-        few = ("square", "bpda_eot linf", "bpda_eot", "spsa", "adaptive", "autoattack_rand")
+        fewer = {
+            "default": 1_000,
+            "clean": 10_000,
+            "cw linf": 1_000,
+            "apgd": 1_000,
+            "spsa": 100,
+            "autoattack_rand": 100,
+        }
         for name in examples:
-            examples[name] = 1_000 if name in few else 10_000
-        config.attack.batch_size, config.attack.redrawn = 250, 1_000
-        config.studies.examples, config.studies.few = 1_000, 200
-        settings.pgd.steps = 100
-        settings.bpda_eot.steps = settings.adaptive.steps = 40
-        settings.cw.searches = settings.ead.searches = 9
-        settings.cw.steps = settings.ead.steps = 1_000
-        config.certify.runs = ((50_000, 100, TABLE_VI), (10_000, 500, TABLE_VI))
+            examples[name] = fewer.get(name, 200)
+        config.attack.batch_size = 200
+        config.studies.examples, config.studies.few = 100, 100
+        config.certify.runs = ((50_000, 20, TABLE_VI), (10_000, 100, TABLE_VI))
         config.certify.batch_size = 1_000
     if profile == "paper":
         # Released: 50 epochs, halved five times. Here as often in proportion of the logarithm: ten times in 600.
         config.train.epochs, config.train.schedule, config.train.halve_every = 600, "halving", 60
-        config.dropout, config.train.shift, config.train.warm_up = 1.0, 0, 0.0
+        config.dropout, config.train.shift, config.train.warm_up, config.epochs = 1.0, 0, 0.0, ConfigDict()
+        for name in examples:
+            few = name in ("square", "spsa", "adaptive", "autoattack", "autoattack_rand")
+            examples[name] = 1_000 if few else 10_000
+        settings.pgd.steps, settings.bpda_eot.steps, settings.adaptive.steps = 100, 40, 40
+        settings.cw.searches = settings.ead.searches = 9
+        settings.cw.steps = settings.ead.steps = 1_000
         settings.pgd.restarts = settings.apgd.restarts = 10
+        config.certify.runs = ((50_000, 100, TABLE_VI), (10_000, 500, TABLE_VI))
     return config

@@ -5,7 +5,7 @@ configuration's ``studies`` says what is studied, and an entry that is empty or 
 
     models      names of the models
     examples    images that are attacked: of the curves, PGD and the ablation
-    few         images of what is slow: BPDA+EoT and the signs
+    few         images of what is slow: BPDA+EoT, signs, training
     curves      {norm: radii}                            `curves`
     steps       of PGD without noise                     `convergence`
     restarts    of PGD with 100 steps                    `convergence`
@@ -17,8 +17,10 @@ configuration's ``studies`` says what is studied, and an entry that is empty or 
                 the grid
     clean       images that it does not attack           `ablation`
     defended    model that it changes                    `ablation`
+    training    model, steps and queries of the attacks, `training`
+                and beta1 of the smoother fronts
 
-Convergence, signs and ablation are at the tables' first budget.
+Convergence, signs, ablation and training are at the tables' first budget.
 """
 
 import json
@@ -32,7 +34,7 @@ from experiments.paper_tables import Table
 from experiments.provenance import provenance
 from experiments.recipes import RECIPES
 from experiments.rundir import Config, Run
-from experiments.studies import ablation, convergence, corruptions, curves, masking
+from experiments.studies import ablation, convergence, corruptions, curves, masking, training
 from experiments.studies.common import Inputs, plain
 from rbf_jax import evaluate
 from rbf_jax.evaluate import Parts
@@ -46,6 +48,7 @@ STUDIES = {
     "masking": masking.STUDY,
     "corruptions": corruptions.STUDY,
     "ablation": ablation.STUDY,
+    "training": training.STUDY,
 }
 
 

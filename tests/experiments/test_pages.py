@@ -142,8 +142,10 @@ def test_the_page_has_every_table_and_more(job):
     names = [section.heading.split(":")[0] for section in found]
     assert names[:7] == [f"Table {number}" for number in ("I", "II", "III", "IV", "V, l1", "V, l2", "VII")]
     assert names[7:] == ["Worst cases", "Every attack, linf 0.3", "A study", "The models"]
-    text = pages.page(job, found, rows)
-    for part in ("# RBF-CNN on MNIST", "## A study\n\nWhat it says.", "took 4 s", "commit abc", "23 filters"):
+    figures = [{"heading": "The filters", "text": "23 of them.", "file": "the-filters.png", "alt": "grey squares"}]
+    text = pages.page(job, found, rows, figures)
+    shown = "## The filters\n\n23 of them.\n\n![grey squares](figures/the-filters.png)"
+    for part in (shown, "# RBF-CNN on MNIST", "## A study\n\nWhat it says.", "took 4 s", "commit abc", "23 filters"):
         assert part in text
 
 

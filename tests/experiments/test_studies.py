@@ -48,7 +48,8 @@ def config(**asked: Any) -> Any:
     return ConfigDict(
         {
             **{"set": "mnist", "profile": "smoke", "seed": 5, "models": ("cnn", "rcnn")},
-            **{"draws": 2, "examples": {"test": TOTAL}, "attack": attack},
+            **{"draws": 2, "examples": {"train": 9, "validation": 2, "test": TOTAL}, "attack": attack},
+            **{"epochs": {"rcnn": 3}, "train": {"epochs": 1}, "snapshots": {"rcnn": (1, 2, 5)}},
             "studies": {"models": ("cnn", "rcnn", "madry"), "examples": TOTAL, "few": 10} | asked,
         }
     )
@@ -407,6 +408,8 @@ def test_a_record_of_something_else_is_refused(tmp_path, examples, forms):
         run_study("corruptions", tmp_path, config(corrupted=8), examples, forms)
 
 
+TRAINING = {"model": "rcnn", "steps": 4, "queries": 100, "beta1": (1.0, 2.0)}
+
 ENTRIES: dict[str, tuple[dict[str, Any], float]] = {
     # By hand, for a forward pass of 1 s and a reconstruction of 10 s: of a step 2.4 and 26.4 s.
     "curves": (dict(curves={"linf": RADII, "l2": (1.0, 2.0)}), 24 * 5 * 2 * 10 * (1 + 11) * ATTACK_STEP),
@@ -421,6 +424,8 @@ ENTRIES: dict[str, tuple[dict[str, Any], float]] = {
         dict(beta1=(1.0, 2.0), beta2=(0.0, 1.0), scales=("variance", "sigma"), draws=(1, 5), clean=20, defended="rcnn"),
         24 * 2 * 3 * 11 * ATTACK_STEP + (24 + 20) * 2 * 3 * (1 + 5 + 2 * 10),
     ),
+    # Three epochs: PGD thrice and on two smoother fronts, BPDA+EoT, Square.
+    "training": (dict(training=TRAINING), 3 * 10 * ((4 * 5 + 2 * 2 + 2) * 11 * ATTACK_STEP + 100 * 11)),
 }
 
 
@@ -443,7 +448,7 @@ def test_what_is_not_asked_for_is_left_out(tmp_path):
     assert studies.wanted(bare) == {}
     everything = {key: value for entries, _ in ENTRIES.values() for key, value in entries.items()}
     assert list(studies.wanted(config(**everything))) == list(studies.STUDIES)
-    absent = config(**everything | {"models": ("madry",), "defended": "madry"})
+    absent = config(**everything | {"models": ("madry",), "defended": "madry", "training": {"model": "madry"}})
     assert studies.wanted(absent) == {}
     with pytest.raises(ValueError, match="filters of the EM, got 'cnn'"):
         studies.wanted(config(**everything | {"defended": "cnn"}))
