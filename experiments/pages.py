@@ -116,14 +116,18 @@ def note(config: dict[str, Any]) -> str:
 
 def origin(job: dict[str, Any], rows: list[Row]) -> str:
     """Where the numbers come from."""
-    config, commits = job["config"], ", ".join(sorted({str(row["commit"]) for row in rows}))
+    config = job["config"]
+    commits, places = (
+        "; ".join(sorted({text.format(**row) for row in rows}))
+        for text in ("{commit}", "{device}, {cores} cores, jax {jax}")
+    )
     made = ("source", "attack", "norm", "epsilon", "crafted_on", "examples", "leaving")
     attacked = {tuple(row.get(key) for key in made): row for row in rows}
     seconds = sum(row.get("crafting seconds", 0) for row in attacked.values())
     seconds += sum(row.get("scoring seconds", 0) for row in rows)
     return (
-        f"Profile {config['profile']}, seed {config['seed']}, commit {commits}, {job['device']}, {job['cores']} cores, "
-        f"jax {job['jax']}; {job['filters']} filters; attacks and scoring took {seconds:.0f} s."
+        f"Profile {config['profile']}, seed {config['seed']}, commit {commits}, {places}; {job['filters']} filters; "
+        f"attacks and scoring took {seconds:.0f} s."
     )
 
 

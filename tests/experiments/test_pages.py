@@ -23,7 +23,8 @@ def row(
             "wilson95": [accuracy - 1, accuracy + 1],
             "N": n,
         },
-        **{"paper": None, "difference": None, "attacks": ["A", "B"], "commit": "abc"},
+        **{"paper": None, "difference": None, "attacks": ["A", "B"]},
+        **{"commit": "abc", "device": "H100", "cores": 16, "jax": "0"},
         **more,
     }
 
@@ -145,7 +146,14 @@ def test_the_page_has_every_table_and_more(job):
     figures = [{"heading": "The filters", "text": "23 of them.", "file": "the-filters.png", "alt": "grey squares"}]
     text = pages.page(job, found, rows, figures)
     shown = "## The filters\n\n23 of them.\n\n![grey squares](figures/the-filters.png)"
-    for part in (shown, "# RBF-CNN on MNIST", "## A study\n\nWhat it says.", "took 4 s", "commit abc", "23 filters"):
+    for part in (
+        shown,
+        "# RBF-CNN on MNIST",
+        "## A study\n\nWhat it says.",
+        "took 4 s",
+        "commit abc, H100, 16 cores",
+        "23 filters",
+    ):
         assert part in text
 
 
