@@ -55,7 +55,7 @@ def write_results(directory: Path, data_set: str, ledger: Sequence[Path] | None 
         data_set: for the paper's numbers.
         ledger: the files that count; None for all in the folder.
     """
-    ledger = sorted(directory.glob("ledger/[!.]*.npz")) if ledger is None else ledger
+    ledger = sorted(directory.glob("ledger/[!.]*.npz") if ledger is None else ledger, key=lambda path: path.name)
     job = read_json(directory / "job.json", _WAY_OUT)
     recipes = {path.stem: read_json(path, _WAY_OUT) for path in sorted(directory.glob("models/[!.]*.json"))}
     unions = job["config"]["attack"]["unions"]

@@ -144,8 +144,9 @@ def load_outcomes(path: str | Path) -> Outcomes:
 def worst_case(selection: np.ndarray, scoring: np.ndarray) -> np.ndarray:
     """Which examples survive their worst attack.
 
-    For each example the attack that leaves it right least often on the selection redraws (the first of equals) is
-    scored on the scoring redraws: fresh ones, or the least of several noisy scores would be too low.
+    For each example the attack that leaves it right least often on the selection redraws (of equals the one that leaves
+    the fewest of all examples) is scored on the scoring redraws: fresh ones, or the least of several noisy scores would
+    be too low.
 
     Args:
         selection: bool ``(attacks, S, N)``.
@@ -154,5 +155,6 @@ def worst_case(selection: np.ndarray, scoring: np.ndarray) -> np.ndarray:
     Returns:
         bool ``(R, N)``.
     """
-    worst = selection.mean(1).argmin(0)
+    strongest = np.argsort(selection.mean((1, 2)), kind="stable")
+    worst = strongest[selection[strongest].mean(1).argmin(0)]
     return scoring[worst, :, np.arange(len(worst))].T

@@ -1,5 +1,6 @@
 """The ledger: outcomes on disk, batches kept by stopped runs, worst cases, and survival under redraws."""
 
+import itertools
 import pickle
 from typing import Any
 
@@ -690,7 +691,7 @@ def worst_case_by_hand(selection, scoring):
     for n in range(scoring.shape[2]):
         least, worst = None, 0
         for a in range(len(selection)):
-            rights = sum(bool(value) for value in selection[a, :, n])
+            rights = (sum(bool(value) for value in selection[a, :, n]), sum(map(bool, selection[a].flat)))
             if least is None or rights < least:
                 least, worst = rights, a
         for r in range(scoring.shape[1]):
@@ -711,10 +712,12 @@ def test_worst_case_against_a_loop(rng, attack_count, selection, scoring, exampl
     assert np.array_equal(got, worst_case_by_hand(chosen, scored))
 
 
-def test_of_equal_attacks_the_first_counts():
-    selection = np.array([[[True], [True]], [[True], [False]], [[False], [True]]])
-    scoring = np.array([[[False]], [[True]], [[False]]])
-    assert np.array_equal(evaluate.worst_case(selection, scoring), [[True]])
+def test_of_equal_attacks_the_strongest_counts_whatever_their_order():
+    # All leave the first example right once; the second attack leaves the fewest of the others.
+    selection = np.array([[[1, 1], [0, 1]], [[0, 0], [1, 1]], [[0, 1], [1, 1]]], bool)
+    scoring = np.array([[[0, 0]], [[1, 0]], [[0, 0]]], bool)
+    for order in itertools.permutations(range(3)):
+        assert evaluate.worst_case(selection[[*order]], scoring[[*order]])[0, 0]
 
 
 def test_the_worst_case_of_a_deterministic_model_is_all_attacks_survived(rng):
