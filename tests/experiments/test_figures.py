@@ -246,3 +246,14 @@ def test_the_studies_asked_for_are_drawn(made, tmp_path):
     for section, expected in zip(found[1:], ([[10, 5], [100, 4]], [[5, 3]]), strict=True):
         (line,) = section[2].axes[0].lines
         np.testing.assert_array_equal(line.get_xydata(), expected)
+
+
+def test_figures_are_kept_with_what_is_said_of_them(made, tmp_path):
+    *_, drawn = made
+    paths = figures.save(tmp_path, drawn)
+    told = json.loads((tmp_path / "figures.json").read_text())
+    assert [(each["heading"], each["text"], each["alt"]) for each in told] == [(h, t, a) for h, t, _, a in drawn]
+    assert [tmp_path / each["file"] for each in told] == paths[:-1]
+    assert len({path.name for path in paths}) == len(drawn) + 1
+    for path in paths[:-1]:
+        assert path.read_bytes().startswith(b"\x89PNG")

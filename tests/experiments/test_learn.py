@@ -90,6 +90,26 @@ def test_a_model_is_trained_as_long_as_its_name_says_or_as_all():
     assert [learn.bank_epoch(config, name) for name in ("cnn_plus", "rcnn_plus")] == [10, 3]
 
 
+def test_a_snapshot_is_of_the_end_of_its_epoch(tmp_path, monkeypatch):
+    """A run that goes on in the middle of an epoch calls the hook again, with weights that have gone on."""
+    config = cifar10.get_config("smoke")
+    config.snapshots = {"cnn": (1, 2)}
+    run, shades = Run(tmp_path, config), {0: 0.0, 1: 0.25, 2: 0.5}
+
+    def fit(key, network, images, labels, *, augment, **options):
+        for epoch, shade in [*shades.items(), (1, 0.75), (2, 1.0)]:
+            augment(epoch, {"params": {"bias": np.full(2, shade, np.float32)}})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(learn.train, "fit", fit)
+    part = learn.Examples(np.zeros((64, 32, 32, 3), np.float32), np.zeros(64, np.int32))
+    with pytest.raises(KeyboardInterrupt):
+        learn.train_model(run, learn.Data(part, part, part), "cnn")
+    assert sorted(path.name for path in tmp_path.glob("models/snapshots/*")) == ["cnn-1.npz", "cnn-2.npz"]
+    for epoch in (1, 2):
+        assert learn.snapshot(run, "cnn", epoch)["params"]["bias"].tolist() == [shades[epoch]] * 2
+
+
 # A run on tiny images with a tiny network.
 
 

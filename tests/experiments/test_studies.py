@@ -452,3 +452,53 @@ def test_what_is_not_asked_for_is_left_out(tmp_path):
     assert studies.wanted(absent) == {}
     with pytest.raises(ValueError, match="filters of the EM, got 'cnn'"):
         studies.wanted(config(**everything | {"defended": "cnn"}))
+
+
+def test_training_on_linear_models(tmp_path, monkeypatch, rng, examples):
+    """Epochs that differ in the bias: what each one's images leave of the others, and the losses, in closed form."""
+    biases, kernel = {1: -0.3, 2: 0.0, 3: 0.3}, float64(np.float16(WEIGHTS))
+
+    def apply(variables, images, **_):
+        score = (images.reshape(len(images), -1) - 0.5) @ variables["params"]["kernel"] + variables["params"]["bias"]
+        return jax.numpy.stack([score, jax.numpy.zeros_like(score)], 1), {}
+
+    network = models.Classifier(lambda key, shape: {}, apply)
+
+    def forms(config, filters, name, variables):
+        return dict.fromkeys(("static", "draw", "bpda", "predict"), models.logits_fn(network, variables))
+
+    monkeypatch.setattr(learn, "classifier", lambda config: network)
+    monkeypatch.setattr(learn, "forms", forms)
+    asked, filters = config(training=TRAINING), random_filters(rng, 6, flat=False)
+    run = Run(tmp_path, asked)
+    for epoch, bias in biases.items():
+        variables = {"params": {"kernel": WEIGHTS.astype(np.float32), "bias": np.float32(bias)}}
+        path = learn.weights_path(run, "rcnn") if epoch == 3 else learn.snapshot_path(run, "rcnn", epoch)
+        finished = train.save_weights(path, variables, {"history": {"accuracy": [0.5, 0.75, 1.0]}})
+    record = run_study("training", tmp_path, asked, examples, {"rcnn": forms(None, None, "", finished)}, filters)
+    found = {(row["title"], row["epoch"]): row for row in record["rows"]}
+    assert len(found) == len(record["rows"]) == 3 * (1 + 2 + 4 + 1 + 6 + 3)
+    rows = np.sort(np.random.default_rng(5).permutation(TOTAL)[:10])
+    offsets, reach = (float64(examples.images[rows]).reshape(10, -1) - 0.5) @ kernel, 0.05 * np.abs(kernel).sum()
+    for epoch, bias in biases.items():
+        margin = offsets + float(np.float16(bias))
+        expected = {"clean": margin > 0, "clean, with noise": margin > 0, "training images": (0.5, 0.75, 1)[epoch - 1]}
+        attacked = ("PGD-4", "PGD-4, margin", "BPDA+EoT, with noise", *(f"images of epoch {n}" for n in (1, 2)))
+        expected |= dict.fromkeys((*attacked, "the last epoch's images"), margin > reach)
+        for title, right in expected.items():
+            assert found[title, epoch]["accuracy"] == pytest.approx(100 * np.mean(right), abs=0.01), title
+        # No attack without a gradient goes further than the corner of the ball.
+        assert found["Square-100", epoch]["accuracy"] >= found["PGD-4", epoch]["accuracy"]
+        steepness = np.linalg.norm(kernel) / (1 + np.exp(margin))
+        values = {
+            "gradient's l2 norm, median": np.median(steepness),
+            "images without a gradient, %": 0,
+            "margin of the logits, median": np.median(margin),
+            "cross-entropy, mean": np.log1p(np.exp(-margin)).mean(),
+            "cross-entropy a radius up the gradient's sign": np.log1p(np.exp(reach - margin)).mean(),
+        }
+        for title, value in values.items():
+            assert found[title, epoch]["value"] == pytest.approx(value, rel=2e-3, abs=1e-6), title
+    headings, lines = studies.table("training", record)
+    assert headings == ["rCNN", "N", "epoch 1", "epoch 2", "epoch 3"]
+    assert [lines[0][f"epoch {n}"] for n in (1, 2, 3)] == ["50.0", "75.0", "100.0"]
