@@ -31,7 +31,7 @@ PLAN = (
     (MAIN, L1, ("pgd", "ead", "apgd", "square", "autoattack", "pgd<cnn", "ead<cnn"), MANY),
     (DEFENDED, (*LINF, *L2, *L1), ("bpda_eot",), MANY),
     (DEFENDED, LINF, ("adaptive", "autoattack_rand"), MANY),
-    (DEFENDED, (*L2, *L1), ("autoattack_rand",), 100),
+    (DEFENDED, (*L2, *L1), ("autoattack_rand",), 50),
     (("rcnn_plus",), (*LINF, *L2, *L1), ("bpda_eot@1",), MANY),
     # Beyond the paper's budget, and the usual one in l1.
     (MAIN, (("linf", 0.35),), ("pgd",), 1_000),
