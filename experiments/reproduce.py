@@ -56,7 +56,7 @@ def job() -> None:
         ledger += evaluation.evaluate_cell(run, examples.test, cell, models)
     more = certification.certify_all(run, examples.test, models)
     for name in studies.wanted(config):
-        studies.study(name, run, examples.test, filters, models)
+        studies.study(name, run, examples, filters, models)
         more.append(studies.study_path(run, name))
 
     record = provenance() | {"config": config.to_dict(), "filters": len(filters.variances), "seconds": _seconds(run)}

@@ -57,6 +57,7 @@ STUDIES: dict[str, Any] = {
     "clean": 1_000,
     "scales": ("variance", "sigma", "sqrt_sigma"),
     "draws": (1, 10),
+    "levels": (1.0, 1.25, 1.5, 1.75, 2.0),
     "defended": "rcnn_plus",
     "training": {"model": "rcnn_long", "steps": 20, "queries": 2_000, "beta1": (1.0, 3.0, 8.0)},
 }

@@ -15,8 +15,9 @@ configuration's ``studies`` says what is studied, and an entry that is empty or 
     corrupted   images                                   `corruptions`
     beta1, beta2, scales, draws                          `ablation`
                 the grid
-    clean       images that it does not attack           `ablation`
+    clean       images that are not attacked             `ablation`, `level`
     defended    model that it changes                    `ablation`
+    levels      beta2 that is tried on validation images `level`
     training    model, steps and queries of the attacks, `training`
                 and beta1 of the smoother fronts
 
@@ -29,12 +30,12 @@ from typing import Any
 
 from experiments.cost import Speeds, Stage
 from experiments.evaluation import Models
-from experiments.learn import Examples
+from experiments.learn import Data
 from experiments.paper_tables import Table
 from experiments.provenance import provenance
 from experiments.recipes import RECIPES
 from experiments.rundir import Config, Run
-from experiments.studies import ablation, convergence, corruptions, curves, masking, training
+from experiments.studies import ablation, convergence, corruptions, curves, level, masking, training
 from experiments.studies.common import Inputs, plain
 from rbf_jax import evaluate
 from rbf_jax.evaluate import Parts
@@ -48,6 +49,7 @@ STUDIES = {
     "masking": masking.STUDY,
     "corruptions": corruptions.STUDY,
     "ablation": ablation.STUDY,
+    "level": level.STUDY,
     "training": training.STUDY,
 }
 
@@ -63,13 +65,13 @@ def study_path(run: Run, name: str) -> Path:
     return run.directory / "studies" / f"{name}.json"
 
 
-def study(name: str, run: Run, examples: Examples, filters: RBFFilters, models: Models) -> dict[str, Any]:
+def study(name: str, run: Run, examples: Data, filters: RBFFilters, models: Models) -> dict[str, Any]:
     """A study's record, from its file if it is finished.
 
     Args:
         name: one of `wanted`.
         run: the run directory.
-        examples: all test examples.
+        examples: of which those that validate and those of the test are studied.
         filters: those of the EM.
         models: the forms of each model.
 
@@ -93,7 +95,7 @@ def study(name: str, run: Run, examples: Examples, filters: RBFFilters, models: 
         }
     )
     if not path.exists():
-        rows = STUDIES[name].measure(Inputs(run, folder, settings, examples, filters, chosen))
+        rows = STUDIES[name].measure(Inputs(run, folder, settings, examples.test, examples.validation, filters, chosen))
         seconds = round(sum(Parts(batches, {}).seconds() for batches in folder.glob("*")), 1)
         facts = provenance() | determined | {"seconds": seconds}
         with replacing(path) as temporary:

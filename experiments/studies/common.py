@@ -43,6 +43,7 @@ class Inputs(NamedTuple):
         folder: where finished batches are kept.
         settings: of the study.
         examples: all test examples.
+        validation: all validation examples.
         filters: those of the EM.
         models: the forms of each model that is studied.
     """
@@ -51,6 +52,7 @@ class Inputs(NamedTuple):
     folder: Path
     settings: dict[str, Any]
     examples: Examples
+    validation: Examples
     filters: RBFFilters
     models: Models
 
@@ -58,6 +60,10 @@ class Inputs(NamedTuple):
         """The examples that are attacked: the same that the tables' attacks meet."""
         rows = drawn(self.run.config, count)
         return Sample(rows, self.examples.images[rows], self.examples.labels[rows])
+
+    def validating(self, count: int) -> Sample:
+        """The first of the validation examples."""
+        return Sample(np.arange(count), *(array[:count] for array in self.validation))
 
     def key(self, name: str) -> jax.Array:
         """As for the tables: that of the attacks, or of the scores, which see noise that no attack has seen."""

@@ -22,7 +22,7 @@ from experiments.cost import ATTACK_STEP, Speeds
 from experiments.learn import Examples
 from experiments.report import format_table
 from experiments.rundir import Run
-from experiments.studies import convergence, curves
+from experiments.studies import convergence, curves, level
 from rbf_jax import attacks, defend, evaluate, models, train
 from rbf_jax.attacks import Flag
 from rbf_jax.evaluate import wilson_interval
@@ -92,7 +92,7 @@ def small_squares(monkeypatch):
 
 
 def run_study(name, tmp_path, asked, examples, forms, filters: Any = None):
-    return studies.study(name, Run(tmp_path, asked), examples, filters, forms)
+    return studies.study(name, Run(tmp_path, asked), learn.Data(examples, examples, examples), filters, forms)
 
 
 def test_curves_of_linear_models(tmp_path, monkeypatch, examples, forms):
@@ -424,6 +424,8 @@ ENTRIES: dict[str, tuple[dict[str, Any], float]] = {
         dict(beta1=(1.0, 2.0), beta2=(0.0, 1.0), scales=("variance", "sigma"), draws=(1, 5), clean=20, defended="rcnn"),
         24 * 2 * 3 * 11 * ATTACK_STEP + (24 + 20) * 2 * 3 * (1 + 5 + 2 * 10),
     ),
+    # The two validation images, without noise and by two draws at each level.
+    "level": (dict(levels=(2.0, 1.0), clean=20), 2 * (11 + 2 * (2 + 10))),
     # Three epochs: PGD thrice and on two smoother fronts, BPDA+EoT, Square.
     "training": (dict(training=TRAINING), 3 * 10 * ((4 * 5 + 2 * 2 + 2) * 11 * ATTACK_STEP + 100 * 11)),
 }
@@ -502,3 +504,44 @@ def test_training_on_linear_models(tmp_path, monkeypatch, rng, examples):
     headings, lines = studies.table("training", record)
     assert headings == ["rCNN", "N", "epoch 1", "epoch 2", "epoch 3"]
     assert [lines[0][f"epoch {n}"] for n in (1, 2, 3)] == ["50.0", "75.0", "100.0"]
+
+
+def test_the_level_of_noise_is_the_highest_that_clean_accuracy_bears(tmp_path, monkeypatch, rng):
+    """Accuracies are those of the prediction at each level; which one is chosen, by hand."""
+    network = models.from_linen(Tiny())
+    monkeypatch.setattr(learn, "classifier", lambda config: network)
+    filters = random_filters(rng, 6, flat=False)
+    asked = config(levels=(40.0, 2.0), clean=20, models=("cnn", "rcnn"))
+    asked.examples.validation, asked.preset = 22, "code"
+    variables = network.init(jax.random.key(1), SHAPE)
+    variables = train.save_weights(learn.weights_path(Run(tmp_path, asked), "rcnn"), variables, {})
+    logits_fn = models.logits_fn(network, variables)
+
+    def defended(beta2):
+        return defend(filters, logits_fn, beta1=25 * np.log(2), beta2=beta2, draws=2)
+
+    images = rng.uniform(0, 1, (TOTAL, *SHAPE)).astype(np.float32)
+    labels = evaluate.predict(jax.random.key(0), defended(0.0).static, images).argmax(-1).astype(np.int32)
+    forms = {"rcnn": defended(2.0)._asdict()}
+    record = run_study("level", tmp_path, asked, Examples(images, labels), forms, filters)
+    assert [(row["model"], row["beta2"], row["N"]) for row in record["rows"]] == [("rcnn", b, 20) for b in (0, 2, 40)]
+    seen = {"images": images[:20], "labels": labels[:20], "redraws": 1, "batch_size": 8}
+    for row, beta2 in zip(record["rows"][1:], (2.0, 40.0), strict=True):
+        expected = evaluate.survival(jax.random.key(7), defended(beta2).predict, **seen)
+        assert row["accuracy"] == round(100 * expected.mean(), 2)
+    assert record["rows"][0]["accuracy"] == 100
+    assert sum(row["chosen"] for row in record["rows"]) == 1
+    headings, lines = studies.table("level", record)
+    assert (headings, lines[0]["noise"]) == (["noise", "N", "rCNN"], "beta2 0")
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "chosen"),
+    [
+        ({0.0: 91.0, 1.0: 85.0, 2.0: 84.9}, 1.0),  # 85 % are kept, though 4 points are lost
+        ({0.0: 87.0, 1.0: 84.0, 2.0: 83.0, 3.0: 82.9}, 2.0),  # 85 % would allow no noise
+        ({0.0: 60.0, 1.0: 50.0}, 0.0),
+    ],
+)
+def test_the_papers_rule(accuracies, chosen):
+    assert level.highest(accuracies) == chosen

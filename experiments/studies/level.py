@@ -1,0 +1,74 @@
+"""beta2 by the paper's rule: as much noise as clean accuracy bears, decided on validation images."""
+
+from typing import Any
+
+import numpy as np
+
+from experiments import learn
+from experiments.cost import Speeds
+from experiments.paper_tables import Table
+from experiments.recipes import RECIPES
+from experiments.results import measured, percent
+from experiments.rundir import Config
+from experiments.studies.common import Inputs, Row, Study, asked, pivot
+from rbf_jax import PRESETS, defend, models, train
+
+LEAST, LOST = 85.0, 4.0
+"""Clean accuracy in percent that must be left, and how far below that without noise it may fall where that is less."""
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The levels of noise that are tried, and on how many validation images."""
+    studies = asked(config)
+    found = [name for name in studies["models"] if RECIPES[name].defended and RECIPES[name].filters == "own"]
+    if not studies.get("levels"):
+        return {}
+    count = min(studies["clean"], config.examples.validation)
+    return {"models": found, "levels": sorted(studies["levels"]), "examples": count}
+
+
+def measure(inputs: Inputs) -> list[Row]:
+    """Accuracy of each model without noise and at each level; the highest level that the rule allows is chosen."""
+    settings, config, rows = inputs.settings, inputs.run.config, []
+    seen = inputs.validating(settings["examples"])
+    for model in inputs.models:
+        variables, _ = train.load_weights(learn.weights_path(inputs.run, model))
+        logits_fn = models.logits_fn(learn.classifier(config), variables)
+        beta1 = PRESETS[RECIPES[model].preset or config.preset].test
+        of_model = []
+        for beta2 in (0.0, *settings["levels"]):
+            defense = defend(inputs.filters, logits_fn, beta1=beta1, beta2=beta2, draws=config.draws)
+            form = defense.predict if beta2 else defense.static
+            right = inputs.right(form, seen, name=f"{model}-beta2-{beta2:g}")
+            of_model.append({"model": model, "form": "predict", "title": f"beta2 {beta2:g}", "beta2": beta2})
+            of_model[-1] |= measured(right)
+        chosen = highest({row["beta2"]: row["accuracy"] for row in of_model})
+        rows += [row | {"chosen": row["beta2"] == chosen} for row in of_model]
+    return rows
+
+
+def highest(accuracies: dict[float, float]) -> float:
+    """The highest level whose accuracy in percent the rule allows; level 0 is without noise, and always allowed."""
+    least = min(LEAST, accuracies[0.0] - LOST)
+    return max(level for level, accuracy in accuracies.items() if accuracy >= least)
+
+
+def seconds(config: Config, settings: dict[str, Any], speed: Speeds) -> float:
+    """One prediction at each level."""
+    looks = [speed.look(m) + len(settings["levels"]) * speed.look(m, config.draws) for m in settings["models"]]
+    return settings["examples"] * float(np.sum(looks))
+
+
+def _table(rows: list[Row]) -> Table:
+    return pivot(rows, "noise", cell=lambda row: percent(row) + " (chosen)" * row["chosen"])
+
+
+STUDY = Study(
+    "The level of noise",
+    f"Clean accuracy in percent with its 95 % Wilson interval on validation images, by beta2. The paper's rule chooses "
+    f"the highest level that keeps {LEAST:g} %, or where less is reached all but {LOST:g} points of it.",
+    settings,
+    measure,
+    _table,
+    seconds,
+)
