@@ -4,6 +4,7 @@ Attacks without noise are crafted on the ``static`` form and scored on ``static`
 noisy draws, fresh noise). Those that know the noise are crafted on a noisy form and scored on ``predict``.
 """
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,10 @@ from rbf_jax.types import LogitsFn
 
 Models = dict[str, dict[str, LogitsFn]]
 """The forms of each model."""
+
+
+_fingerprint = functools.lru_cache(maxsize=256)(evaluate.fingerprint)
+"""Of a form, which is known by its object: the weights of a VGG-16 are read once, not for each ledger."""
 
 
 class Scoring(NamedTuple):
@@ -145,8 +150,8 @@ def evaluate_cell(run: Run, examples: Examples, cell: Cell, models: Models) -> l
             "redraws": [scoring.selection, scoring.redraws],
             "profile": config.profile,
             "seed": config.seed,
-            "weights": evaluate.fingerprint(logits_fn),
-            "source weights": evaluate.fingerprint(models[cell.source]["static"]),
+            "weights": _fingerprint(logits_fn),
+            "source weights": _fingerprint(models[cell.source]["static"]),
         }
         determined = json.loads(json.dumps(determined))
         if not path.exists():

@@ -3,9 +3,9 @@
     make reproduce-cifar                       7 models, every attack, certificates, studies, tables, report
     make train SET=cifar10 MODEL=rcnn_plus     one model of experiments/recipes.py
 
-PROFILE names a profile; without it the device decides between `cpu` and `gpu`. What a profile took and reached is in
-results/cifar10/README.md once it has run; so far only `smoke` has, which takes 5 minutes on two cores and stops long
-before anything is learned.
+PROFILE names a profile; without it the device decides between `cpu` and `gpu`. What the profile `gpu` reached is in
+results/cifar10, written by the run itself; `smoke` takes 5 minutes on two cores and stops long before anything is
+learned.
 """
 
 from typing import Any

@@ -3,8 +3,8 @@
     make reproduce-mnist                     20 models, every attack, certificates, studies, tables, report
     make train SET=mnist MODEL=rcnn_plus     one model of experiments/recipes.py
 
-PROFILE names a profile; without it the device decides between `cpu` and `gpu`. What the profile `cpu` took and reached
-is in results/mnist/README.md, written by the run itself.
+PROFILE names a profile; without it the device decides between `cpu` and `gpu`. What the profile `gpu` reached is in
+results/mnist, written by the run itself.
 """
 
 from typing import Any
