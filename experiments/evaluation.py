@@ -26,7 +26,7 @@ Models = dict[str, dict[str, LogitsFn]]
 """The forms of each model."""
 
 
-_fingerprint = functools.lru_cache(maxsize=256)(evaluate.fingerprint)
+_fingerprint = functools.cache(evaluate.fingerprint)
 """Of a form, which is known by its object: the weights of a VGG-16 are read once, not for each ledger."""
 
 

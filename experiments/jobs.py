@@ -71,6 +71,9 @@ def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> No
         for path in directory.glob(f"{folder}/*.npz"):
             if path.name.split("-")[0] in models and path.relative_to(directory) not in files:
                 path.unlink()
+    if any(path.parent.name == "figures" for path in files):
+        for path in directory.glob("figures/*.png"):
+            path.unlink()
     for path in files:
         with replacing(directory / path) as temporary:
             temporary.write_bytes((run.directory / path).read_bytes())

@@ -115,8 +115,18 @@ def snapshot_path(run: Run, name: str, epoch: int) -> Path:
 
 
 def snapshot(run: Run, name: str, epoch: int) -> Variables:
-    """The weights of a model after an epoch of its training."""
-    return train.load_weights(snapshot_path(run, name, epoch))[0]
+    """The weights of a model after an epoch of its training.
+
+    Raises:
+        FileNotFoundError: it was not kept.
+        ValueError: it is of a training of another length.
+    """
+    path = snapshot_path(run, name, epoch)
+    variables, record = train.load_weights(path)
+    if record["epochs"] != epochs(run.config, name):
+        wrong = f"is of a training of {record['epochs']} epochs, not of {epochs(run.config, name)}"
+        raise ValueError(f"{path} {wrong}. Remove the models of {path.parent.parent} named {name} to train it again")
+    return variables
 
 
 def train_model(run: Run, examples: Data, name: str) -> Variables:
@@ -161,10 +171,13 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
             inputs = rebuilt(front, images)
 
     def augment(epoch: int, variables: Variables) -> train.Augmentation | None:
+        if epoch == 0:
+            for old in snapshot_path(run, name, epoch).parent.glob(f"{name}-*.npz"):
+                old.unlink()  # of a training before this one
         path = snapshot_path(run, name, epoch)
         # A training that goes on in the middle of an epoch has them already: they are written before its first step.
         if epoch in config.get("snapshots", {}).get(name, ()) and not path.exists():
-            train.save_weights(path, variables, {"model": name, "epoch": epoch})
+            train.save_weights(path, variables, {"model": name, "epochs": epochs(config, name)})
         parts = []
         if config.train.flips:
             coins = jax.random.fold_in(jax.random.key(config.seed + recipe.seed), 1)

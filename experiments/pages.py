@@ -48,7 +48,7 @@ def sections(
 _ON_TIMES = (
     "Overhead: the EM and, for CNN+ and rCNN+, the noise bank. The last column but one scales our seconds to the "
     "paper's epochs. Our seconds are of the device above, the paper's of a GTX 1080 Ti: only the ratios between "
-    "models compare."
+    "models compare, and those only where no other work shared the device."
 )
 _ON_WORST = (
     "Per example, the worst of the attacks. The first line of a budget takes the attacks that many images met, the "
@@ -117,10 +117,8 @@ def note(config: dict[str, Any]) -> str:
 def origin(job: dict[str, Any], rows: list[Row]) -> str:
     """Where the numbers come from."""
     config = job["config"]
-    commits, places = (
-        "; ".join(sorted({text.format(**row) for row in rows}))
-        for text in ("{commit}", "{device}, {cores} cores, jax {jax}")
-    )
+    commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
+    places = "; ".join(sorted({f"{row['device']}, {row['cores']} cores, jax {row['jax']}" for row in rows}))
     made = ("source", "attack", "norm", "epsilon", "crafted_on", "examples", "leaving")
     attacked = {tuple(row.get(key) for key in made): row for row in rows}
     seconds = sum(row.get("crafting seconds", 0) for row in attacked.values())
@@ -139,7 +137,7 @@ def page(job: dict[str, Any], found: list[Section], rows: list[Row], figures: li
     for figure in figures:
         parts += [f"## {figure['heading']}", figure["text"], f"![{figure['alt']}](figures/{figure['file']})"]
     parts.append(
-        "Made by `make tables` from `ledger/`, `models/`, `certificates/`, `studies/` and `job.json`; `results.json` "
-        "has every figure with its deviation over redraws and its seconds.\n"
+        "Made by `make tables` from `ledger/`, `models/`, `certificates/`, `studies/`, `figures/` and `job.json`; "
+        "`results.json` has every figure with its deviation over redraws and its seconds.\n"
     )
     return "\n\n".join(parts)

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def provenance() -> dict[str, str | int | None]:
     """Commit (``-dirty`` behind it where files differ), device, cores that it may use, and JAX version.
 
-    A copy without git, as in a container or on a lent machine, is told its commit by ``RBF_JAX_COMMIT``.
+    A copy without git, as in a container, is told its commit by ``RBF_JAX_COMMIT``.
     """
     describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
     try:

@@ -195,8 +195,16 @@ def get_config(profile: str | None = None) -> Any:
         config.train.epochs, config.train.schedule, config.train.halve_every = 600, "halving", 60
         config.dropout, config.train.shift, config.train.warm_up, config.epochs = 1.0, 0, 0.0, ConfigDict()
         for name in examples:
-            few = name in ("square", "spsa", "adaptive", "autoattack", "autoattack_rand")
+            few = name.split()[0] in ("square", "spsa", "bpda_eot", "adaptive", "autoattack", "autoattack_rand")
             examples[name] = 1_000 if few else 10_000
+        config.attack.redrawn, config.studies.examples, config.studies.few = 1_000, 1_000, 200
+        # All models are trained long.
+        config.models = tuple(name for name in config.models if name != "rcnn_long")
+        config.attack.plan = tuple(
+            (tuple(name for name in names if name != "rcnn_long"), *rest) for names, *rest in config.attack.plan
+        )
+        config.snapshots = {"rcnn": (10, 50, 100, 200, 400)}
+        config.studies.training = STUDIES["training"] | {"model": "rcnn"}
         settings.pgd.steps, settings.bpda_eot.steps, settings.adaptive.steps = 100, 40, 40
         settings.cw.searches = settings.ead.searches = 9
         settings.cw.steps = settings.ead.steps = 1_000

@@ -31,7 +31,7 @@ PLAN = (
     (MAIN, L1, ("pgd", "ead", "apgd", "square", "autoattack", "pgd<cnn", "ead<cnn"), MANY),
     (DEFENDED, (*LINF, *L2, *L1), ("bpda_eot",), MANY),
     (DEFENDED, LINF, ("adaptive", "autoattack_rand"), MANY),
-    (DEFENDED, (*L2, *L1), ("autoattack_rand",), 50),
+    (DEFENDED, (*L2, *L1), ("autoattack_rand",), MANY),
     (("rcnn_plus",), (*LINF, *L2, *L1), ("bpda_eot@1",), MANY),
     # Beyond the paper's budget, and the usual one in l1.
     (MAIN, (("linf", 0.35),), ("pgd",), 1_000),
@@ -132,6 +132,8 @@ def get_config(profile: str | None = None) -> Any:
                     "adaptive": 50,
                     "autoattack": 100,
                     "autoattack_rand": 50,
+                    "autoattack_rand l2": 50,
+                    "autoattack_rand l1": 50,
                 },
                 "settings": {
                     "pgd": {"steps": 40, "restarts": 1},
@@ -188,11 +190,12 @@ def get_config(profile: str | None = None) -> Any:
         config.attack.beta2, config.attack.unions = (), ()
         config.certify.runs, config.studies = (), ConfigDict()
     if profile in ("gpu", "paper"):
-        # One full schedule, the rest on a short one: three seeds of that show what the seed does.
+        # Of the short schedule there are three seeds, and the controls.
         config.train.epochs, config.attack.batch_size = 15, 500
         config.epochs = ConfigDict(dict.fromkeys(("cnn", "rcnn", "cnn_plus", "rcnn_plus"), 50))
         config.certify.runs = MORE_RUNS
         fewer = {"adaptive": 200, "autoattack": 500, "autoattack_rand": 200, "spsa": 200}
+        fewer |= {"autoattack_rand l2": 50, "autoattack_rand l1": 50}
         all_of_them = ("default", "pgd l2", "pgd l1")
         for name in examples:
             examples[name] = 10_000 if name in all_of_them else fewer.get(name, 1_000)
@@ -202,7 +205,7 @@ def get_config(profile: str | None = None) -> Any:
         config.train.epochs, config.train.schedule, config.train.halve_every = 100, "halving", 20
         config.epochs = ConfigDict()
         for name in examples:
-            few = name in ("square", "spsa", "adaptive", "autoattack", "autoattack_rand")
+            few = name.split()[0] in ("square", "spsa", "bpda_eot", "adaptive", "autoattack", "autoattack_rand")
             examples[name] = 1_000 if few else 10_000
         settings.bpda_eot.steps = settings.adaptive.steps = settings.pgd.steps = 100
         settings.cw.searches = settings.ead.searches = 9

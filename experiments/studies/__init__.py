@@ -1,4 +1,4 @@
-"""What the paper did not do: curves, convergence, signs of hidden gradients, corruptions and an ablation.
+"""What the paper did not do: curves, convergence, signs of hidden gradients, corruptions, an ablation, a long training.
 
 A study is kept in the run directory as ``studies/NAME.json`` and not done again; a stopped one goes on. The
 configuration's ``studies`` says what is studied, and an entry that is empty or missing leaves its study out::
@@ -18,7 +18,7 @@ configuration's ``studies`` says what is studied, and an entry that is empty or 
     clean       images that are not attacked             `ablation`, `level`
     defended    model that it changes                    `ablation`
     levels      beta2 that is tried on validation images `level`
-    training    model, steps and queries of the attacks, `training`
+    training    model (of ``config.snapshots``), steps and queries of the attacks, `training`
                 and beta1 of the smoother fronts
 
 Convergence, signs, ablation and training are at the tables' first budget.

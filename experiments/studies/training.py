@@ -31,7 +31,7 @@ def settings(config: Config) -> dict[str, Any]:
     if not found or found["model"] not in config.models:
         return {}
     model = found["model"]
-    epochs = [*(epoch for epoch in config.snapshots[model] if epoch < learn.epochs(config, model))]
+    epochs = [epoch for epoch in config.snapshots[model] if epoch < learn.epochs(config, model)]
     return {
         "models": [model],
         "epochs": [*epochs, learn.epochs(config, model)],
@@ -52,14 +52,13 @@ def measure(inputs: Inputs) -> list[Row]:
     finished, record = train.load_weights(learn.weights_path(inputs.run, model))
     variables = {epoch: learn.snapshot(inputs.run, model, epoch) for epoch in epochs[:-1]} | {epochs[-1]: finished}
     forms = {epoch: learn.forms(inputs.run.config, inputs.filters, model, v) for epoch, v in variables.items()}
-    rows, crafted = [], {}
+    total, rows, crafted = inputs.run.config.examples, [], {}
     for epoch in epochs:
         known = {"model": model, "form": "static", "epoch": epoch}
-        history, total = record["history"], inputs.run.config.examples
-        accuracy = {"accuracy": round(100 * history["accuracy"][epoch - 1], 2), "wilson95": None}
+        accuracy = {"accuracy": round(100 * record["history"]["accuracy"][epoch - 1], 2), "wilson95": None}
         rows.append(known | {"title": "training images", "N": total.train - total.validation} | accuracy)
-        rows += [known | row for row in _accuracies(inputs, seen, epoch, forms[epoch], variables[epoch], crafted)]
-        rows += [known | row for row in _gradients(inputs, seen, forms[epoch]["static"])]
+        found, crafted[epoch] = _accuracies(inputs, seen, epoch, forms[epoch], variables[epoch])
+        rows += [known | row for row in found + _gradients(inputs, seen, forms[epoch]["static"])]
     for made in epochs:
         title = LAST if made == epochs[-1] else f"images of epoch {made}"
         for met in epochs:
@@ -69,14 +68,9 @@ def measure(inputs: Inputs) -> list[Row]:
 
 
 def _accuracies(
-    inputs: Inputs,
-    seen: Sample,
-    epoch: int,
-    forms: dict[str, LogitsFn],
-    variables: Variables,
-    crafted: dict[int, np.ndarray],
-) -> list[Row]:
-    """Clean and attacked, without noise and with it; the images of PGD without noise are put into ``crafted``."""
+    inputs: Inputs, seen: Sample, epoch: int, forms: dict[str, LogitsFn], variables: Variables
+) -> tuple[list[Row], np.ndarray]:
+    """Clean and attacked, without noise and with it; and the images of PGD on the cross-entropy without noise."""
     settings, static, predict = inputs.settings, forms["static"], forms["predict"]
     norm, epsilon, steps = NORMS[settings["norm"]], settings["epsilon"], settings["steps"]
     classifier = models.logits_fn(learn.classifier(inputs.run.config), variables)
@@ -84,7 +78,7 @@ def _accuracies(
     pgd = attacks.pgd(norm, epsilon=epsilon, steps=steps)
     on_margin = attacks.pgd(norm, epsilon=epsilon, steps=steps, loss=margin)
     without: dict[str, Iterative | Composed] = {
-        f"PGD-{steps}": pgd,
+        f"PGD-{steps}": pgd,  # the first: whose images the other epochs meet
         f"PGD-{steps}, margin": on_margin,
         f"PGD-{steps}, margin, beta1 from {', '.join(f'{b:g}' for b in settings['beta1'])}": attacks.annealed(
             on_margin, smoother
@@ -95,17 +89,16 @@ def _accuracies(
     redraws = settings["scoring"]
     rows.append({"title": "clean, with noise"} | measured(inputs.right(predict, seen, redraws=redraws)))
     facts = {name: settings[name] for name in ("norm", "epsilon", "steps", "queries", "beta1")}
+    found = []
     for number, (title, attack) in enumerate(without.items()):
-        found = inputs.attack(f"epoch-{epoch}-{number}", attack, static, seen, facts)
-        images = np.asarray(found.images)
-        crafted.setdefault(epoch, images)
-        rows.append({"title": title} | measured(inputs.right(static, seen._replace(images=images))))
+        found.append(np.asarray(inputs.attack(f"epoch-{epoch}-{number}", attack, static, seen, facts).images))
+        rows.append({"title": title} | measured(inputs.right(static, seen._replace(images=found[-1]))))
     s = settings["bpda_eot"]
     attack = KINDS["bpda_eot"].make(norm, epsilon, s, forms)
     assert isinstance(attack, Composed)
     images = np.asarray(inputs.attack(f"epoch-{epoch}-bpda_eot", attack, forms["bpda"], seen, facts | s).images)
     right = inputs.right(predict, seen._replace(images=images), redraws=redraws)
-    return [*rows, {"title": "BPDA+EoT, with noise"} | measured(right)]
+    return [*rows, {"title": "BPDA+EoT, with noise"} | measured(right)], found[0]
 
 
 @jax.jit
@@ -158,8 +151,7 @@ def _cell(row: Row) -> str:
 
 
 def _table(rows: list[Row]) -> Table:
-    headings, lines = pivot(rows, f"{RECIPES[rows[0]['model']].title}", lambda row: f"epoch {row['epoch']}", _cell)
-    return headings, lines
+    return pivot(rows, RECIPES[rows[0]["model"]].title, lambda row: f"epoch {row['epoch']}", _cell)
 
 
 STUDY = Study(

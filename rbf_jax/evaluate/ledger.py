@@ -145,8 +145,8 @@ def worst_case(selection: np.ndarray, scoring: np.ndarray) -> np.ndarray:
     """Which examples survive their worst attack.
 
     For each example the attack that leaves it right least often on the selection redraws (of equals the one that leaves
-    the fewest of all examples) is scored on the scoring redraws: fresh ones, or the least of several noisy scores would
-    be too low.
+    the fewest of all examples, then the first) is scored on the scoring redraws: fresh ones, or the least of several
+    noisy scores would be too low.
 
     Args:
         selection: bool ``(attacks, S, N)``.

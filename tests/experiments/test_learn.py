@@ -93,7 +93,7 @@ def test_a_model_is_trained_as_long_as_its_name_says_or_as_all():
 def test_a_snapshot_is_of_the_end_of_its_epoch(tmp_path, monkeypatch):
     """A run that goes on in the middle of an epoch calls the hook again, with weights that have gone on."""
     config = cifar10.get_config("smoke")
-    config.snapshots = {"cnn": (1, 2)}
+    config.snapshots, config.train.epochs = {"cnn": (1, 2)}, 3
     run, shades = Run(tmp_path, config), {0: 0.0, 1: 0.25, 2: 0.5}
 
     def fit(key, network, images, labels, *, augment, **options):
@@ -103,11 +103,22 @@ def test_a_snapshot_is_of_the_end_of_its_epoch(tmp_path, monkeypatch):
 
     monkeypatch.setattr(learn.train, "fit", fit)
     part = learn.Examples(np.zeros((64, 32, 32, 3), np.float32), np.zeros(64, np.int32))
-    with pytest.raises(KeyboardInterrupt):
-        learn.train_model(run, learn.Data(part, part, part), "cnn")
+
+    def train_and_stop():
+        with pytest.raises(KeyboardInterrupt):
+            learn.train_model(run, learn.Data(part, part, part), "cnn")
+
+    train_and_stop()
     assert sorted(path.name for path in tmp_path.glob("models/snapshots/*")) == ["cnn-1.npz", "cnn-2.npz"]
     for epoch in (1, 2):
         assert learn.snapshot(run, "cnn", epoch)["params"]["bias"].tolist() == [shades[epoch]] * 2
+    # A model that is trained again keeps none of the training before.
+    config.train.epochs = 2
+    with pytest.raises(ValueError, match=r"cnn-1\.npz is of a training of 3 epochs, not of 2\. Remove"):
+        learn.snapshot(run, "cnn", 1)
+    shades |= {1: 2.0, 2: 3.0}
+    train_and_stop()
+    assert learn.snapshot(run, "cnn", 1)["params"]["bias"].tolist() == [2.0] * 2
 
 
 # A run on tiny images with a tiny network.
@@ -185,6 +196,20 @@ def test_each_front_has_the_filters_that_its_recipe_names(run, examples, filters
     released = random_filters(rng, 3)
     rbf.save(learn.filters_path(run, "released"), released)
     np.testing.assert_array_equal(of("rcnn_released").means, released.means)
+
+
+# Snapshots.
+
+
+def test_a_snapshot_is_the_model_that_was_validated_after_its_epoch(run, examples):
+    run.config.snapshots, run.config.train.epochs = {"cnn": (1, 3)}, 4
+    every = learn.Examples(*(np.concatenate(arrays) for arrays in zip(*examples, strict=True)))
+    final = learn.train_model(run, examples._replace(validation=every), "cnn")
+    history = json.loads((run.directory / "models" / "cnn.json").read_text())["history"]
+    for epoch, variables in ((1, learn.snapshot(run, "cnn", 1)), (3, learn.snapshot(run, "cnn", 3)), (4, final)):
+        right = linear(variables, every.images).argmax(-1) == every.labels
+        assert history["validation"][epoch - 1] == pytest.approx(right.mean(), abs=1e-4), epoch
+    assert len(set(history["validation"])) > 1
 
 
 # What each recipe hands to the training loop.

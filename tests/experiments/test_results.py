@@ -71,6 +71,9 @@ def test_the_papers_number(cell, number):
 TITLES = {"fgsm": "FGSM", "pgd": "PGD-9", "clean": "clean", "bpda_eot": "BPDA+EoT", "ead": "EAD"}
 
 
+ORIGIN = {"commit": "abc", "device": "cpu", "cores": 2, "jax": "0"}
+
+
 def outcomes(attack, survived, *, rows=None, selection=None, **changes):
     """A ledger of the rCNN's prediction, or of another model and form."""
     survived = np.asarray(survived, bool)
@@ -80,7 +83,7 @@ def outcomes(attack, survived, *, rows=None, selection=None, **changes):
     facts |= {"norm": "", "epsilon": 0.0, "role": "cell"} if attack == "clean" else {}
     facts |= changes
     facts = {"title": TITLES[attack], "source": facts["model"], "weights": facts["model"]} | facts
-    return Outcomes(rows, selection, survived, facts | {"commit": "abc", "crafting seconds": 1.5, "scoring seconds": 2})
+    return Outcomes(rows, selection, survived, facts | ORIGIN | {"crafting seconds": 1.5, "scoring seconds": 2})
 
 
 CNN = {"model": "cnn", "scored_on": "static"}

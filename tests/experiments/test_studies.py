@@ -22,7 +22,7 @@ from experiments.cost import ATTACK_STEP, Speeds
 from experiments.learn import Examples
 from experiments.report import format_table
 from experiments.rundir import Run
-from experiments.studies import convergence, curves, level
+from experiments.studies import convergence, curves, level, training
 from rbf_jax import attacks, defend, evaluate, models, train
 from rbf_jax.attacks import Flag
 from rbf_jax.evaluate import wilson_interval
@@ -457,8 +457,10 @@ def test_what_is_not_asked_for_is_left_out(tmp_path):
 
 
 def test_training_on_linear_models(tmp_path, monkeypatch, rng, examples):
-    """Epochs that differ in the bias: what each one's images leave of the others, and the losses, in closed form."""
-    biases, kernel = {1: -0.3, 2: 0.0, 3: 0.3}, float64(np.float16(WEIGHTS))
+    """Epochs that differ in weights and bias: what their images leave of one another, and losses, in closed form."""
+    turned = np.where(np.arange(16) % 3, WEIGHTS, -WEIGHTS)
+    kernels = {epoch: float64(np.float16(weights)) for epoch, weights in ((1, WEIGHTS), (2, turned), (3, -turned))}
+    biases, fronts = {1: -0.25, 2: 0.0, 3: 0.25}, []
 
     def apply(variables, images, **_):
         score = (images.reshape(len(images), -1) - 0.5) @ variables["params"]["kernel"] + variables["params"]["bias"]
@@ -469,24 +471,37 @@ def test_training_on_linear_models(tmp_path, monkeypatch, rng, examples):
     def forms(config, filters, name, variables):
         return dict.fromkeys(("static", "draw", "bpda", "predict"), models.logits_fn(network, variables))
 
+    def front(filters, logits_fn, **noise):
+        fronts.append(noise)
+        return defend(filters, logits_fn, **noise)
+
     monkeypatch.setattr(learn, "classifier", lambda config: network)
     monkeypatch.setattr(learn, "forms", forms)
-    asked, filters = config(training=TRAINING), random_filters(rng, 6, flat=False)
+    monkeypatch.setattr(training, "defend", front)
+    asked, filters, finished = config(training=TRAINING), random_filters(rng, 6, flat=False), None
     run = Run(tmp_path, asked)
     for epoch, bias in biases.items():
-        variables = {"params": {"kernel": WEIGHTS.astype(np.float32), "bias": np.float32(bias)}}
+        variables = {"params": {"kernel": kernels[epoch].astype(np.float32), "bias": np.float32(bias)}}
         path = learn.weights_path(run, "rcnn") if epoch == 3 else learn.snapshot_path(run, "rcnn", epoch)
-        finished = train.save_weights(path, variables, {"history": {"accuracy": [0.5, 0.75, 1.0]}})
+        finished = train.save_weights(path, variables, {"epochs": 3, "history": {"accuracy": [0.5, 0.75, 1.0]}})
     record = run_study("training", tmp_path, asked, examples, {"rcnn": forms(None, None, "", finished)}, filters)
+    assert fronts == [{"beta1": beta1, "beta2": 0.0} for _ in biases for beta1 in TRAINING["beta1"]]
     found = {(row["title"], row["epoch"]): row for row in record["rows"]}
     assert len(found) == len(record["rows"]) == 3 * (1 + 2 + 4 + 1 + 6 + 3)
     rows = np.sort(np.random.default_rng(5).permutation(TOTAL)[:10])
-    offsets, reach = (float64(examples.images[rows]).reshape(10, -1) - 0.5) @ kernel, 0.05 * np.abs(kernel).sum()
+    images = float64(examples.images[rows]).reshape(10, -1) - 0.5
+    # Drawn for each batch with the attacks' key.
+    signs = [jax.random.rademacher(jax.random.key(6), (size, *SHAPE), np.float32) for size in (8, 2)]
+    signs = np.concatenate(signs).reshape(10, -1)
     for epoch, bias in biases.items():
-        margin = offsets + float(np.float16(bias))
+        kernel = kernels[epoch]
+        margin, reach = images @ kernel + bias, 0.05 * np.abs(kernel).sum()
         expected = {"clean": margin > 0, "clean, with noise": margin > 0, "training images": (0.5, 0.75, 1)[epoch - 1]}
-        attacked = ("PGD-4", "PGD-4, margin", "BPDA+EoT, with noise", *(f"images of epoch {n}" for n in (1, 2)))
-        expected |= dict.fromkeys((*attacked, "the last epoch's images"), margin > reach)
+        attacked = ("PGD-4", "PGD-4, margin", "PGD-4, margin, beta1 from 1, 2", "BPDA+EoT, with noise")
+        expected |= dict.fromkeys(attacked, margin > reach)
+        for made, other in kernels.items():
+            title = "the last epoch's images" if made == 3 else f"images of epoch {made}"
+            expected[title] = margin - 0.05 * np.sign(other) @ kernel > 0
         for title, right in expected.items():
             assert found[title, epoch]["accuracy"] == pytest.approx(100 * np.mean(right), abs=0.01), title
         # No attack without a gradient goes further than the corner of the ball.
@@ -498,9 +513,11 @@ def test_training_on_linear_models(tmp_path, monkeypatch, rng, examples):
             "margin of the logits, median": np.median(margin),
             "cross-entropy, mean": np.log1p(np.exp(-margin)).mean(),
             "cross-entropy a radius up the gradient's sign": np.log1p(np.exp(reach - margin)).mean(),
+            "cross-entropy a radius along random signs": np.log1p(np.exp(-margin - 0.05 * signs @ kernel)).mean(),
         }
         for title, value in values.items():
             assert found[title, epoch]["value"] == pytest.approx(value, rel=2e-3, abs=1e-6), title
+    assert len({row["accuracy"] for (title, _), row in found.items() if "images of epoch" in title}) > 2
     headings, lines = studies.table("training", record)
     assert headings == ["rCNN", "N", "epoch 1", "epoch 2", "epoch 3"]
     assert [lines[0][f"epoch {n}"] for n in (1, 2, 3)] == ["50.0", "75.0", "100.0"]
@@ -541,6 +558,7 @@ def test_the_level_of_noise_is_the_highest_that_clean_accuracy_bears(tmp_path, m
         ({0.0: 91.0, 1.0: 85.0, 2.0: 84.9}, 1.0),  # 85 % are kept, though 4 points are lost
         ({0.0: 87.0, 1.0: 84.0, 2.0: 83.0, 3.0: 82.9}, 2.0),  # 85 % would allow no noise
         ({0.0: 60.0, 1.0: 50.0}, 0.0),
+        ({0.0: 64.4, 1.0: 60.4}, 1.0),  # exactly 4 points, which rounding must not take away
     ],
 )
 def test_the_papers_rule(accuracies, chosen):
