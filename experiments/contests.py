@@ -31,7 +31,7 @@ def _origin(ledgers: Sequence[Outcomes]) -> str:
 
 
 def union(ledgers: Sequence[Outcomes]) -> np.ndarray:
-    """Which examples survive the worst of the attacks, bool ``(redraws, N)``; of equals the strongest, then the first name."""
+    """Which examples survive the worst of the attacks, bool ``(redraws, N)``; see `evaluate.worst_case`."""
     ledgers = sorted(ledgers, key=lambda ledger: (ledger.facts["attack"] != "clean", ledger.facts["attack"]))
     return evaluate.worst_case(np.stack([o.selection for o in ledgers]), np.stack([o.scoring for o in ledgers]))
 
