@@ -77,6 +77,8 @@ def gains(data_set: str, rows: Rows) -> Table:
     norms = ("linf", "l2", "l1")
     headings, lines = ["what is added", *(f"{norm} {budget(data_set, norm):g}" for norm in norms)], []
     for title, one, other in pairs:
+        if not {one[0], other[0]} <= {*rows.models()}:
+            continue
         line = {"what is added": title}
         for norm in norms:
             epsilon = budget(data_set, norm)
