@@ -173,7 +173,7 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
     def augment(epoch: int, variables: Variables) -> train.Augmentation | None:
         if epoch == 0:
             for old in snapshot_path(run, name, epoch).parent.glob(f"{name}-*.npz"):
-                old.unlink()  # of a training before this one
+                old.unlink(missing_ok=True)  # of a training before this one; several processes may do so
         path = snapshot_path(run, name, epoch)
         # A training that goes on in the middle of an epoch has them already: they are written before its first step.
         if epoch in config.get("snapshots", {}).get(name, ()) and not path.exists():
