@@ -129,6 +129,17 @@ def snapshot(run: Run, name: str, epoch: int) -> Variables:
     return variables
 
 
+def _keep_snapshot(run: Run, name: str, epoch: int, variables: Variables) -> None:
+    """Keeps the weights with which a training's next epoch begins, if it is asked to."""
+    path = snapshot_path(run, name, epoch)
+    if epoch == 0:
+        for old in path.parent.glob(f"{name}-*.npz"):
+            old.unlink(missing_ok=True)  # of a training before this one; several processes may do so
+    # A training that goes on in the middle of an epoch has them already: they are written before its first step.
+    if epoch in run.config.get("snapshots", {}).get(name, ()) and not path.exists():
+        train.save_weights(path, variables, {"model": name, "epochs": epochs(run.config, name)})
+
+
 def train_model(run: Run, examples: Data, name: str) -> Variables:
     """A trained network, from its file of weights if it is finished; the recipe lies beside that as JSON."""
     path, filters = weights_path(run, name), filters_of(run, examples, name)
@@ -171,13 +182,7 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
             inputs = rebuilt(front, images)
 
     def augment(epoch: int, variables: Variables) -> train.Augmentation | None:
-        if epoch == 0:
-            for old in snapshot_path(run, name, epoch).parent.glob(f"{name}-*.npz"):
-                old.unlink(missing_ok=True)  # of a training before this one; several processes may do so
-        path = snapshot_path(run, name, epoch)
-        # A training that goes on in the middle of an epoch has them already: they are written before its first step.
-        if epoch in config.get("snapshots", {}).get(name, ()) and not path.exists():
-            train.save_weights(path, variables, {"model": name, "epochs": epochs(config, name)})
+        _keep_snapshot(run, name, epoch, variables)
         parts = []
         if config.train.flips:
             coins = jax.random.fold_in(jax.random.key(config.seed + recipe.seed), 1)

@@ -195,8 +195,14 @@ def get_config(profile: str | None = None) -> Any:
         config.train.epochs, config.attack.batch_size = 15, 500
         config.epochs = ConfigDict(dict.fromkeys(("cnn", "rcnn", "cnn_plus", "rcnn_plus"), 50))
         config.certify.runs = MORE_RUNS
-        fewer = {"adaptive": 200, "autoattack": 500, "autoattack_rand": 200, "spsa": 200}
-        fewer |= {"autoattack_rand l2": 50, "autoattack_rand l1": 50}
+        fewer = {
+            "adaptive": 200,
+            "autoattack": 500,
+            "autoattack_rand": 200,
+            "autoattack_rand l2": 50,
+            "autoattack_rand l1": 50,
+            "spsa": 200,
+        }
         all_of_them = ("default", "clean", "pgd l2", "pgd l1")
         for name in examples:
             examples[name] = 10_000 if name in all_of_them else fewer.get(name, 1_000)

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments import learn
 from experiments.catalogue import KINDS, NORMS
 from experiments.cost import Speeds
 from experiments.paper_tables import Table, text
@@ -13,7 +12,7 @@ from experiments.recipes import RECIPES
 from experiments.results import measured
 from experiments.rundir import Config
 from experiments.studies.common import Inputs, Row, Study, asked, budget, step_seconds
-from rbf_jax import attacks, defend, models, train
+from rbf_jax import attacks, defend
 
 GRID = ("beta1", "beta2", "scales", "draws")
 
@@ -51,8 +50,7 @@ def _noises(settings: dict[str, Any]) -> list[tuple[float, str, int]]:
 def measure(inputs: Inputs) -> list[Row]:
     """Clean accuracy and that under PGD, which is crafted without noise at the same beta1."""
     settings, config, (model,) = inputs.settings, inputs.run.config, inputs.models
-    variables, _ = train.load_weights(learn.weights_path(inputs.run, model))
-    logits_fn = models.logits_fn(learn.classifier(config), variables)
+    logits_fn = inputs.classifier(model)
     within = {"norm": settings["norm"], "epsilon": settings["epsilon"]}
     attacked, clean = inputs.sample(settings["examples"]), inputs.sample(settings["clean"])
     pgd = attacks.pgd(NORMS[settings["norm"]], epsilon=settings["epsilon"], **settings["pgd"])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from experiments import learn
 from experiments.catalogue import ATTACK_STEP, first_budget
 from experiments.cost import Speeds
 from experiments.evaluation import Models, drawn
@@ -16,7 +17,7 @@ from experiments.paper_tables import Row, Table
 from experiments.recipes import RECIPES
 from experiments.results import column_title, percent
 from experiments.rundir import Config, Run
-from rbf_jax import evaluate
+from rbf_jax import evaluate, models, train
 from rbf_jax.attacks import Composed, Iterative
 from rbf_jax.evaluate import Parts
 from rbf_jax.rbf import RBFFilters
@@ -64,6 +65,11 @@ class Inputs(NamedTuple):
     def validating(self, count: int) -> Sample:
         """The first of the validation examples."""
         return Sample(np.arange(count), *(array[:count] for array in self.validation))
+
+    def classifier(self, model: str) -> LogitsFn:
+        """A model's trained network without its front end."""
+        variables, _ = train.load_weights(learn.weights_path(self.run, model))
+        return models.logits_fn(learn.classifier(self.run.config), variables)
 
     def key(self, name: str) -> jax.Array:
         """As for the tables: that of the attacks, or of the scores, which see noise that no attack has seen."""

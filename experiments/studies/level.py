@@ -2,16 +2,13 @@
 
 from typing import Any
 
-import numpy as np
-
-from experiments import learn
 from experiments.cost import Speeds
 from experiments.paper_tables import Table
 from experiments.recipes import RECIPES
 from experiments.results import measured, percent
 from experiments.rundir import Config
 from experiments.studies.common import Inputs, Row, Study, asked, pivot
-from rbf_jax import PRESETS, defend, models, train
+from rbf_jax import PRESETS, defend
 
 LEAST, LOST = 85.0, 4.0
 """Clean accuracy in percent that the paper keeps on CIFAR-10 (Section IV), four points below its own without noise."""
@@ -20,9 +17,9 @@ LEAST, LOST = 85.0, 4.0
 def settings(config: Config) -> dict[str, Any]:
     """The levels of noise that are tried, and on how many validation images."""
     studies = asked(config)
-    found = [name for name in studies["models"] if RECIPES[name].defended and RECIPES[name].filters == "own"]
     if not studies.get("levels"):
         return {}
+    found = [name for name in studies["models"] if RECIPES[name].defended and RECIPES[name].filters == "own"]
     count = min(studies["clean"], config.examples.validation)
     return {"models": found, "levels": sorted(studies["levels"]), "examples": count}
 
@@ -32,17 +29,14 @@ def measure(inputs: Inputs) -> list[Row]:
     settings, config, rows = inputs.settings, inputs.run.config, []
     seen = inputs.validating(settings["examples"])
     for model in inputs.models:
-        variables, _ = train.load_weights(learn.weights_path(inputs.run, model))
-        logits_fn = models.logits_fn(learn.classifier(config), variables)
-        beta1 = PRESETS[RECIPES[model].preset or config.preset].test
+        logits_fn, beta1 = inputs.classifier(model), PRESETS[RECIPES[model].preset or config.preset].test
         of_model = []
         for beta2 in (0.0, *settings["levels"]):
             defense = defend(inputs.filters, logits_fn, beta1=beta1, beta2=beta2, draws=config.draws)
-            form = defense.predict if beta2 else defense.static
-            right = inputs.right(form, seen, name=f"{model}-beta2-{beta2:g}")
-            scored = "predict" if beta2 else "static"
-            of_model.append({"model": model, "form": scored, "title": f"beta2 {beta2:g}", "beta2": beta2})
-            of_model[-1] |= measured(right)
+            form, title = "predict" if beta2 else "static", f"beta2 {beta2:g}"
+            right = inputs.right(getattr(defense, form), seen, name=f"{model}-beta2-{beta2:g}")
+            row = {"model": model, "form": form, "title": title, "beta2": beta2}
+            of_model.append(row | measured(right))
         chosen = highest({row["beta2"]: row["accuracy"] for row in of_model})
         rows += [row | {"chosen": row["beta2"] == chosen} for row in of_model]
     return rows
@@ -57,7 +51,7 @@ def highest(accuracies: dict[float, float]) -> float:
 def seconds(config: Config, settings: dict[str, Any], speed: Speeds) -> float:
     """One prediction at each level."""
     looks = [speed.look(m) + len(settings["levels"]) * speed.look(m, config.draws) for m in settings["models"]]
-    return settings["examples"] * float(np.sum(looks))
+    return settings["examples"] * sum(looks)
 
 
 def _table(rows: list[Row]) -> Table:

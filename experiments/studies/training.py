@@ -20,9 +20,6 @@ from rbf_jax.attacks.losses import cross_entropy, margin
 from rbf_jax.models.classifier import Variables
 from rbf_jax.types import Array, Key, LogitsFn
 
-LAST = "the last epoch's images"
-"""Title of the images of PGD on the finished model, met by each epoch."""
-
 
 def settings(config: Config) -> dict[str, Any]:
     """The model, its epochs (the last one is the finished model), and the attacks."""
@@ -60,7 +57,7 @@ def measure(inputs: Inputs) -> list[Row]:
         found, crafted[epoch] = _accuracies(inputs, seen, epoch, forms[epoch], variables[epoch])
         rows += [known | row for row in found + _gradients(inputs, seen, forms[epoch]["static"])]
     for made in epochs:
-        title = LAST if made == epochs[-1] else f"images of epoch {made}"
+        title = "the last epoch's images" if made == epochs[-1] else f"images of epoch {made}"
         for met in epochs:
             right = inputs.right(forms[met]["static"], seen._replace(images=crafted[made]))
             rows.append({"model": model, "form": "static", "epoch": met, "title": title} | measured(right))
