@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from experiments import learn, rundir, tables
-from experiments.provenance import ROOT
+from experiments.provenance import ROOT, published_as
 from experiments.recipes import RECIPES
 from rbf_jax import checks, parallel, rbf
 from rbf_jax.files import as_path, replacing
@@ -57,10 +57,10 @@ def open_run() -> rundir.Run:
 
 
 def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> None:
-    """Copies files of the run, and models with their recipes, into ``results/SET/``; then makes its tables."""
+    """Copies files of the run, and models with their recipes, into ``results/NAME/``; then makes its tables."""
     if jax.process_index() > 0:
         return
-    directory = ROOT / "results" / run.config.set
+    directory = ROOT / "results" / published_as(run.config)
     files = [path.relative_to(run.directory) for path in files]
     for name in models:
         # Weights worth keeping, and small enough for a repository.
@@ -78,7 +78,7 @@ def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> No
         with replacing(directory / path) as temporary:
             temporary.write_bytes((run.directory / path).read_bytes())
     if (directory / "job.json").exists():
-        tables.write_results(directory, run.config.set)
+        tables.write_results(directory)
 
 
 def publish_contest(name: str, settings: dict[str, Any], folder: Path) -> None:

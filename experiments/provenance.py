@@ -3,10 +3,19 @@
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import jax
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def published_as(config: Any) -> str:
+    """The name in ``results/`` of what a configuration (or a dict of it) found; the one without a profile is `gpu`'s.
+
+    The pages quote that one, as it attacks the most images; a run on a CPU leaves it alone.
+    """
+    return config["set"] if config["profile"] == "gpu" else f"{config['set']}-{config['profile']}"
 
 
 def provenance() -> dict[str, str | int | None]:

@@ -17,7 +17,7 @@ if __name__ == "__main__":
 
 from experiments import certification, cost, evaluation, figures, jobs, learn, rundir, studies, tables
 from experiments.catalogue import cells
-from experiments.provenance import ROOT, provenance
+from experiments.provenance import ROOT, provenance, published_as
 from experiments.recipes import RECIPES
 from experiments.report import format_table, write_report
 from rbf_jax.files import replacing
@@ -32,7 +32,7 @@ def _without_filters(run: rundir.Run) -> list[Path]:
             missing.append(name)
             print(f"{name} is not run again, its committed result stands: no released filters here (FILTERS=path.npz)")
     config.models = tuple(name for name in config.models if name not in missing)
-    ledgers = sorted((ROOT / "results" / config.set / "ledger").glob("[!.]*.npz"))
+    ledgers = sorted((ROOT / "results" / published_as(config) / "ledger").glob("[!.]*.npz"))
     return [path for path in ledgers if path.name.split("-")[0] in missing]
 
 
@@ -64,7 +64,7 @@ def job() -> None:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     drawn = figures.sections(run, examples.test, filters, models)
     pictures = figures.save(run.directory / "figures", drawn)
-    written = tables.write_results(run.directory, config.set, ledger + committed)
+    written = tables.write_results(run.directory, ledger + committed)
     if jobs.PUBLISH.value:
         files = [*ledger, *more, *pictures, run.directory / "filters.npz", run.directory / "job.json"]
         jobs.publish(run, config.models, files)

@@ -1,8 +1,8 @@
 """Makes the tables of ``results/``: `make tables`. Nothing in them is written by hand.
 
-What ``experiments.reproduce --publish`` put into ``results/SET/`` (``job.json``, ``models/*.json``, ``ledger/``,
-``certificates/``, ``studies/``) gives its ``results.json``, ``README.md`` and ``VERDICT.md``;
-the ledgers of ``results/arena_MODEL`` and ``results/robust_net`` give their pages;
+What ``experiments.reproduce --publish`` put into ``results/SET/`` (profile ``gpu``) or ``results/SET-PROFILE/`` gives
+its ``results.json``, ``README.md`` and ``VERDICT.md``, from ``job.json``, ``models/*.json``, ``ledger/``,
+``certificates/`` and ``studies/``; the ledgers of ``results/arena_MODEL`` and ``results/robust_net`` give their pages;
 ``results/benchmarks/*.json`` give ``results/benchmarks/README.md``; the table at the top of the README is made too.
 """
 
@@ -46,17 +46,17 @@ class Written(NamedTuple):
     origin: str
 
 
-def write_results(directory: Path, data_set: str, ledger: Sequence[Path] | None = None) -> Written:
+def write_results(directory: Path, ledger: Sequence[Path] | None = None) -> Written:
     """Writes ``results.json`` and ``README.md`` of a folder, and ``VERDICT.md`` where the paper has the set.
 
     Args:
         directory: with ``job.json``, ``models/``, ``ledger/``, and ``certificates/``, ``studies/`` and ``figures/``
             where they are.
-        data_set: for the paper's numbers.
         ledger: the files that count; None for all in the folder.
     """
     ledger = sorted(directory.glob("ledger/[!.]*.npz") if ledger is None else ledger, key=lambda path: path.name)
     job = read_json(directory / "job.json", _WAY_OUT)
+    data_set = job["config"]["set"]
     recipes = {path.stem: read_json(path, _WAY_OUT) for path in sorted(directory.glob("models/[!.]*.json"))}
     unions = job["config"]["attack"]["unions"]
     rows = results.make_rows(data_set, map(evaluate.load_outcomes, ledger), unions)
@@ -117,7 +117,7 @@ def write_headline(readme: Path, folder: Path) -> None:
 def main(folder: Path = ROOT / "results") -> None:
     """Writes every table; prints which."""
     for job in sorted(folder.glob("*/job.json")):
-        write_results(job.parent, job.parent.name)
+        write_results(job.parent)
         print(job.parent / "README.md")
     for settings in sorted(folder.glob("*/settings.json")):
         _write(settings.parent / "README.md", contests.page(settings.parent))

@@ -1,11 +1,11 @@
-"""`results/SET/VERDICT.md`: what the defence is worth, said by the rows alone, with a commentary written by hand."""
+"""`VERDICT.md` in `results/`: what the defence is worth, said by the rows alone, with a commentary written by hand."""
 
 from pathlib import Path
 from typing import Any
 
-from experiments.pages import Section
+from experiments.pages import Section, origin
 from experiments.paper_tables import COMPARED, Row, Rows, Table, budget, form_of, least, text
-from experiments.provenance import ROOT
+from experiments.provenance import ROOT, published_as
 from experiments.recipes import RECIPES
 from experiments.report import format_table
 from experiments.results import PAPER, UNION, column_title
@@ -109,9 +109,9 @@ def held(rows: Rows) -> tuple[Table, Table]:
     return (headings, near), (headings, far)
 
 
-def commentary(data_set: str) -> Path:
-    """What people wrote of the results."""
-    return ROOT / "experiments" / "commentary" / f"{data_set}.md"
+def commentary(config: dict[str, Any]) -> Path:
+    """What people wrote of a configuration's results."""
+    return ROOT / "experiments" / "commentary" / f"{published_as(config)}.md"
 
 
 def page(job: dict[str, Any], rows: list[Row], studies: list[Section]) -> str:
@@ -124,8 +124,8 @@ def page(job: dict[str, Any], rows: list[Row], studies: list[Section]) -> str:
     """
     data_set, found = job["config"]["set"], Rows(rows)
     near, far = held(found)
-    written = commentary(data_set)
-    parts = [f"# {job['config']['title']}: the verdict"]
+    written = commentary(job["config"])
+    parts = [f"# {job['config']['title']}: the verdict", origin(job, rows)]
     if written.exists():
         parts.append(written.read_text().strip())
     parts += [
@@ -145,6 +145,6 @@ def page(job: dict[str, Any], rows: list[Row], studies: list[Section]) -> str:
     for section in studies:
         parts += [f"## {section.heading}", section.text, format_table(*section.table)]
     return "\n\n".join(parts) + (
-        f"\n\nMade by `make tables` from the ledgers; only the commentary, `experiments/commentary/{data_set}.md`, is "
+        f"\n\nMade by `make tables` from the ledgers; only the commentary, `experiments/commentary/{written.name}`, is "
         "written by hand.\n"
     )

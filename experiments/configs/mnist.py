@@ -85,8 +85,8 @@ def get_config(profile: str | None = None) -> Any:
             "draws": 10,
             "network": "cnn",
             "dropout": 0.5,
-            # Trained and attacked by `make reproduce-mnist`, for `train.epochs` epochs or those of `epochs`. Of the short
-            # schedule are the three seeds, the readings and the controls.
+            # Trained and attacked by `make reproduce-mnist`, for `train.epochs` epochs or those of `epochs`: seeds,
+            # readings and controls are on the short schedule.
             "models": (*MAIN, "gaussian_02", "gaussian_03", *OTHERS),
             "epochs": {"cnn": 8, "rcnn": 8, "cnn_plus": 8, "rcnn_plus": 8, "madry": 5, "rcnn_at": 5},
             "train": {

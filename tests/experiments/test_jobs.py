@@ -34,7 +34,7 @@ def files(folder):
 
 
 def test_publish_copies_and_makes_the_tables(run, tmp_path):
-    results = tmp_path / "results" / "mnist"
+    results = tmp_path / "results" / "mnist-cpu"
     # What runs before published: cells of this model that this run does not have, cells of others, and their models.
     for name in ("cnn-fgsm-linf-0.3-static", "cnn-from-rcnn-fgsm-linf-0.3-static", "cnn_plus-fgsm-linf-0.3-static"):
         model = name.split("-")[0]
@@ -53,7 +53,7 @@ def test_publish_copies_and_makes_the_tables(run, tmp_path):
 
 
 def test_a_model_alone_leaves_the_ledger(run, tmp_path):
-    results = tmp_path / "results" / "mnist"
+    results = tmp_path / "results" / "mnist-cpu"
     save_outcomes(results / "ledger" / "cnn-fgsm-linf-0.3-static.npz", outcomes("fgsm", [[1]], model="cnn"))
     jobs.publish(run, ("cnn",), [])
     assert (results / "ledger" / "cnn-fgsm-linf-0.3-static.npz").exists()
@@ -62,5 +62,5 @@ def test_a_model_alone_leaves_the_ledger(run, tmp_path):
 
 
 def test_other_weights_stay_behind(run, tmp_path):
-    jobs.publish(Run(run.directory, cifar10.get_config("cpu")), ("cnn",), [])
+    jobs.publish(Run(run.directory, cifar10.get_config("gpu")), ("cnn",), [])
     assert [path.name for path in (tmp_path / "results" / "cifar10" / "models").iterdir()] == ["cnn.json"]

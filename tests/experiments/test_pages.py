@@ -200,4 +200,7 @@ def test_the_verdict_counts_points_and_sorts_the_papers_numbers(job, tmp_path, m
     assert [(each["attack"], each["difference"]) for each in far] == [("PGD", "-58.3")]
     assert "It is broken." not in verdict.page(job, rows, [])
     written.write_text("It is broken.\n")
-    assert "# RBF-CNN on MNIST: the verdict\n\nIt is broken.\n\n## What is left" in verdict.page(job, rows, [])
+    title, origin, said, heading = verdict.page(job, rows, []).split("\n\n")[:4]
+    assert (title, said) == ("# RBF-CNN on MNIST: the verdict", "It is broken.")
+    assert origin.startswith("Profile cpu, seed 0, commit ")
+    assert heading.startswith("## What is left")

@@ -281,7 +281,7 @@ def test_every_number_of_the_papers_tables_has_its_cell(module):
 
 def test_without_the_released_filters_the_committed_results_stand(tmp_path, monkeypatch, filters):
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
-    folder = tmp_path / "results" / "mnist" / "ledger"
+    folder = tmp_path / "results" / "mnist-cpu" / "ledger"
     folder.mkdir(parents=True)
     for name in ("rcnn_released-clean-static.npz", "rcnn-clean-static.npz"):
         (folder / name).touch()
