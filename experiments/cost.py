@@ -1,5 +1,6 @@
 """What a run will cost, before it starts: forward passes timed on this machine, times how many there will be."""
 
+import statistics
 import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -37,9 +38,12 @@ class Speeds(NamedTuple):
 
 def _seconds(function: Any, *arguments: Any) -> float:
     jax.block_until_ready(function(*arguments))
-    began = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    return time.perf_counter() - began
+    took = []
+    for _ in range(5):  # as one turn may meet other work
+        began = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        took.append(time.perf_counter() - began)
+    return statistics.median(took)
 
 
 def speeds(run: Run, examples: learn.Data) -> Speeds:
