@@ -34,6 +34,9 @@ PLAN = (
     # The trivial front, and the rCNN that is trained far longer.
     (("mean", "rcnn_long"), LINF, ("fgsm", "pgd", "apgd"), 500),
     (("mean", "rcnn_long"), LINF, ("square",), 50),
+    (("mean",), (*L2, *L1), ("pgd", "apgd"), 500),
+    (("mean",), (*L2, *L1), ("square",), 50),
+    (("mean",), (*LINF, *L2, *L1), ("autoattack",), 50),
     (("rcnn_long",), LINF, ("bpda_eot",), 500),
 )
 TABLE_VI = tuple((name, 0.1) for name in ("cnn", *DEFENDED))

@@ -20,6 +20,7 @@ OTHERS = (
     *("rcnn_v2", "rcnn_paper", "rcnn_released"),
     *(f"{name}_seed{seed}" for name in ("rcnn", "cnn_plus") for seed in (1, 2, 3)),
 )
+CONTROLS = ("threshold", "mean", "kmeans", "rcnn_seed1")
 LINF, L2, L1 = (("linf", 0.3),), (("l2", 2.0),), (("l1", 15.0),)
 MANY = 10_000
 # Models, budgets, attacks, at most so many images; what NAME@BETA2 and NAME<SOURCE are is said in catalogue.py.
@@ -39,6 +40,9 @@ PLAN = (
     (MAIN, (("l1", 10.0),), ("pgd", "apgd"), 1_000),
     (OTHERS, LINF, ("fgsm", "pgd", "apgd"), 500),
     (OTHERS, LINF, ("square",), 50),
+    (CONTROLS, (*L2, *L1), ("pgd", "apgd"), 500),
+    (CONTROLS, (*L2, *L1), ("square",), 50),
+    (CONTROLS, (*LINF, *L2, *L1), ("autoattack",), 50),
 )
 # The paper's settings, on few images with many samples and on many with fewer; then the others.
 TABLE_VI = (("cnn", 0.2), ("rcnn", 0.2), ("rcnn_plus", 0.3))
