@@ -31,8 +31,7 @@ PLAN = (
     (MAIN, L2, ("pgd", "cw", "apgd", "square", "autoattack", "pgd<cnn", "cw<cnn"), MANY),
     (MAIN, L1, ("pgd", "ead", "apgd", "square", "autoattack", "pgd<cnn", "ead<cnn"), MANY),
     (DEFENDED, (*LINF, *L2, *L1), ("bpda_eot",), MANY),
-    (DEFENDED, LINF, ("adaptive", "autoattack_rand"), MANY),
-    (DEFENDED, (*L2, *L1), ("autoattack_rand",), MANY),
+    (DEFENDED, (*LINF, *L2, *L1), ("adaptive", "autoattack_rand"), MANY),
     (("rcnn_plus",), (*LINF, *L2, *L1), ("bpda_eot@1",), MANY),
     # Beyond the paper's budget, and the usual one in l1.
     (MAIN, (("linf", 0.35),), ("pgd",), 1_000),
@@ -134,6 +133,8 @@ def get_config(profile: str | None = None) -> Any:
                     "bpda_eot l2": 25,
                     "bpda_eot l1": 25,
                     "adaptive": 20,
+                    "adaptive l2": 10,
+                    "adaptive l1": 10,
                     "autoattack": 30,
                     "autoattack_rand": 20,
                     "autoattack_rand l2": 10,
@@ -199,6 +200,8 @@ def get_config(profile: str | None = None) -> Any:
         config.certify.runs = MORE_RUNS
         fewer = {
             "adaptive": 200,
+            "adaptive l2": 50,
+            "adaptive l1": 50,
             "autoattack": 500,
             "autoattack_rand": 200,
             "autoattack_rand l2": 50,
