@@ -111,11 +111,11 @@ class Parts(NamedTuple):
 
 
 def save_outcomes(path: str | Path, outcomes: Outcomes) -> None:
-    """Writes outcomes as ``.npz``, eight to a byte."""
+    """Writes outcomes as ``.npz``, eight to a byte; of the rows the steps, as those of a whole data set compress."""
     with replacing(path) as temporary:
         np.savez_compressed(
             temporary,
-            rows=outcomes.rows.astype(np.int32),
+            steps=np.diff(outcomes.rows, prepend=0).astype(np.int32),
             selection=np.packbits(outcomes.selection, axis=-1),
             scoring=np.packbits(outcomes.scoring, axis=-1),
             facts=np.array(json.dumps(outcomes.facts)),
@@ -132,7 +132,7 @@ def load_outcomes(path: str | Path) -> Outcomes:
     way_out = "Remove it to compute it again"
     stored = read_npz(path, "a ledger", way_out)
     try:
-        rows = stored["rows"].astype(np.int64)
+        rows = np.cumsum(stored["steps"], dtype=np.int64)
         selection, scoring = (
             np.unpackbits(stored[name], axis=-1, count=len(rows)).astype(bool) for name in ("selection", "scoring")
         )

@@ -226,6 +226,19 @@ def test_eight_outcomes_take_a_byte(tmp_path):
     assert sizes[1] - sizes[0] == pytest.approx(64 * 1000 / 8, rel=0.05)
 
 
+@pytest.mark.parametrize("rows", [[7, 3, 3, 60_000, 0], [0], [2**31 - 1], []])
+def test_rows_come_back_in_any_order(rows, tmp_path):
+    outcomes = Outcomes(np.array(rows, np.int64), *np.zeros((2, 1, len(rows)), bool), {})
+    evaluate.save_outcomes(tmp_path / "o.npz", outcomes)
+    assert_same_outcomes(evaluate.load_outcomes(tmp_path / "o.npz"), outcomes)
+
+
+def test_rows_of_a_whole_data_set_take_next_to_nothing(tmp_path):
+    right = np.ones((1, 10_000), bool)
+    evaluate.save_outcomes(tmp_path / "o.npz", Outcomes(np.arange(10_000), right[:0], right, {}))
+    assert (tmp_path / "o.npz").stat().st_size < 2_000
+
+
 def test_no_file(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"missing\.npz"):
         evaluate.load_outcomes(tmp_path / "missing.npz")
