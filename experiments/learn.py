@@ -212,6 +212,7 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
         augment=augment,
         attack=attack,
         epsilon=epsilon,
+        smoothing=recipe.smoothing,
         validation=(validation, examples.validation.labels),
         checkpoints=run.directory / "checkpoints" / name,
         log=lambda record: run.log({"stage": "train", "model": name} | record),

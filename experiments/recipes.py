@@ -26,6 +26,7 @@ class Recipe(NamedTuple):
         noise: whether noisy images join the batches, as for the paper's rCNN+.
         gaussian: standard deviation of noise on every image (Cohen et al. 2019), 0 for none.
         adversarial: whether it is trained on attacked images (Madry et al. 2018), through its front end.
+        smoothing: of the labels, as the released code has it; 0 for hard labels.
         seed: added to the configuration's.
     """
 
@@ -36,6 +37,7 @@ class Recipe(NamedTuple):
     noise: bool = False
     gaussian: float = 0.0
     adversarial: bool = False
+    smoothing: float = 0.1
     seed: int = 0
 
     @property
@@ -68,6 +70,9 @@ RECIPES = {
     "threshold": Recipe("threshold at 0.5", "threshold"),
     "mean": Recipe("3x3 mean", "mean"),
     "kmeans": Recipe("k-means codebook", "rbf", "kmeans"),
+    # Whether it is the labels that hide the gradients.
+    "cnn_hard": Recipe("CNN, hard labels", smoothing=0.0),
+    "rcnn_hard": Recipe("rCNN, hard labels", "rbf", smoothing=0.0),
     # What the paper leaves open, and what the seed does.
     "rcnn_v2": Recipe("rCNN, preset v2", "rbf", preset="v2"),
     "rcnn_paper": Recipe("rCNN, preset paper", "rbf", preset="paper"),

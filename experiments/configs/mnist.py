@@ -16,7 +16,7 @@ from experiments.configs import profiles
 MAIN = ("cnn", "rcnn", "cnn_plus", "rcnn_plus", "madry", "rcnn_at")
 DEFENDED = ("rcnn", "rcnn_plus", "rcnn_at")
 OTHERS = (
-    *("threshold", "mean", "kmeans"),
+    *("threshold", "mean", "kmeans", "cnn_hard", "rcnn_hard"),
     *("rcnn_v2", "rcnn_paper", "rcnn_released"),
     *(f"{name}_seed{seed}" for name in ("rcnn", "cnn_plus") for seed in (1, 2, 3)),
 )

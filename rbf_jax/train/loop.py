@@ -90,8 +90,9 @@ def make_step(
     *,
     attack: Attack | None = None,
     epsilon: optax.Schedule | None = None,
+    smoothing: float = 0.1,
 ) -> Callable[[Key, TrainState, Array, Array], tuple[TrainState, TrainInfo]]:
-    """One gradient step on the label-smoothed cross-entropy, as a pure function; attack and epsilon as in `fit`.
+    """One gradient step on the label-smoothed cross-entropy, as a pure function; the arguments are those of `fit`.
 
     Returns:
         (key, state, images ``(B, H, W, C)``, labels ``(B,)``) -> (state, info). The key serves the attack and dropout.
@@ -107,7 +108,7 @@ def make_step(
 
         def loss(params: Variables) -> tuple[Array, tuple[Array, Variables]]:
             logits, extra = classifier.apply({**state.variables, "params": params}, images, train=True, key=key)
-            return cross_entropy(logits, smoothed_labels(labels, logits.shape[-1])), (logits, extra)
+            return cross_entropy(logits, smoothed_labels(labels, logits.shape[-1], smoothing)), (logits, extra)
 
         (value, (logits, extra)), gradient = jax.value_and_grad(loss, has_aux=True)(state.variables["params"])
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.variables["params"])
@@ -139,6 +140,7 @@ def fit(
     augment: Callable[[int, Variables], Augmentation | None] | None = None,
     attack: Attack | None = None,
     epsilon: optax.Schedule | None = None,
+    smoothing: float = 0.1,
     validation: tuple[Array, Array] | None = None,
     checkpoints: str | Path | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
@@ -164,6 +166,7 @@ def fit(
         attack: for adversarial training (Madry et al., ICLR 2018): each batch, augmented, is replaced by what the
             attack makes of it against the network as it stands, in evaluation mode. None for none.
         epsilon: optax schedule, step -> the attack's radius, to raise it from 0; None for the attack's own radius.
+        smoothing: what `smoothed_labels` takes from the true class, at least 0 and below 1; 0 for hard labels.
         validation: images and labels whose accuracy, without attack, is taken after each epoch.
         checkpoints: folder of this training's checkpoints; None for none.
         log: takes a record after each epoch: epoch, loss, accuracy, validation, seconds, images_per_second.
@@ -183,6 +186,8 @@ def fit(
     check_labels(labels, images.shape[0])
     check_count(epochs, "epochs")
     check_count(batch_size, "batch_size")
+    if not 0 <= smoothing < 1:
+        raise ValueError(f"smoothing must be at least 0 and below 1, got {smoothing}")
     if batch_size > images.shape[0]:
         raise ValueError(f"batch_size must be at most the {images.shape[0]} images, got {batch_size}")
     if batch_size % parallel.count():
@@ -193,7 +198,8 @@ def fit(
 
     init_key, order_key, step_key = jax.random.split(key, 3)
     batches = images.shape[0] // batch_size
-    advance = _make_advance(make_step(classifier, optimizer, attack=attack, epsilon=epsilon), step_key)
+    training_step = make_step(classifier, optimizer, attack=attack, epsilon=epsilon, smoothing=smoothing)
+    advance = _make_advance(training_step, step_key)
     count_hits = jax.jit(lambda variables, x, y: (classifier.apply(variables, x)[0].argmax(-1) == y).sum())
     history = History(*(jnp.full(epochs, jnp.nan) for _ in History._fields))
     run = _Run(init(init_key, classifier, optimizer, images.shape[1:]), history, _no_info())

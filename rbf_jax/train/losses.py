@@ -6,17 +6,18 @@ import jax.numpy as jnp
 from rbf_jax.types import Array
 
 
-def smoothed_labels(labels: Array, classes: int) -> Array:
-    """One-hot labels clipped to [0.1 / (classes - 1), 0.9], as the released code smooths them; rows sum to 1.
+def smoothed_labels(labels: Array, classes: int, smoothing: float = 0.1) -> Array:
+    """One-hot labels clipped to [s / (classes - 1), 1 - s], as the released code smooths them; rows sum to 1.
 
     Args:
         labels: int32 ``(B,)``.
         classes: at least 2.
+        smoothing: s, what the true class gives away, in [0, 1 - 1 / classes]; 0 for hard labels.
 
     Returns:
         ``(B, classes)``.
     """
-    return jnp.clip(jax.nn.one_hot(labels, classes), 0.1 / (classes - 1), 0.9)
+    return jnp.clip(jax.nn.one_hot(labels, classes), smoothing / (classes - 1), 1 - smoothing)
 
 
 def cross_entropy(logits: Array, targets: Array) -> Array:

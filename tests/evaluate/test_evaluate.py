@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import Partial
+from scipy.stats import binomtest
 
 from rbf_jax import attacks, evaluate
 
@@ -61,7 +62,7 @@ def test_bad_input(model, images):
         evaluate.run_attack(jax.random.key(0), attack, model, images, np.zeros(3, np.int32))
 
 
-@pytest.mark.parametrize(("successes", "total"), [(0, 10), (5, 10), (10, 10), (97, 100), (1, 3)])
+@pytest.mark.parametrize(("successes", "total"), [(0, 10), (5, 10), (10, 10), (97, 100), (1, 3), (30.8, 50)])
 def test_wilson_interval_solves_its_equation(successes, total):
     # The ends are the p for which the observed share lies 1.96 standard errors of p away.
     z, share = 1.959964, successes / total
@@ -71,6 +72,22 @@ def test_wilson_interval_solves_its_equation(successes, total):
     assert 0 <= low <= share <= high <= 1
 
 
-def test_wilson_interval_of_nothing():
-    with pytest.raises(ValueError, match=r"total .* got 0"):
-        evaluate.wilson_interval(0, 0)
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_wilson_interval_is_scipys(confidence):
+    for successes in range(8):
+        expected = binomtest(successes, 7).proportion_ci(confidence, method="wilson")
+        assert evaluate.wilson_interval(successes, 7, confidence) == pytest.approx(tuple(expected), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 0), r"total .* got 0"),
+        ((11, 10), r"successes must be from 0 to the total of 10, got 11"),
+        ((-0.5, 10), r"successes .* got -0\.5"),
+        ((5, 10, 1.0), r"confidence must be above 0 and below 1, got 1\.0"),
+    ],
+)
+def test_wilson_interval_of_nothing(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.wilson_interval(*arguments)

@@ -249,6 +249,11 @@ def test_an_rcnn_learns_from_reconstructions_of_the_training_sharpness(run, exam
     assert found["attack"] is found["epsilon"] is None
 
 
+@pytest.mark.parametrize(("name", "smoothing"), [("rcnn", 0.1), ("cnn_hard", 0.0), ("rcnn_hard", 0.0)])
+def test_labels_are_smoothed_but_for_the_hard_ones(fitted, name, smoothing):
+    assert fitted(name)["smoothing"] == smoothing
+
+
 def test_controls_learn_from_what_they_see(examples, fitted):
     images = examples.train.images
     np.testing.assert_array_equal(fitted("threshold")["images"], images > 0.5)

@@ -43,6 +43,8 @@ def examples():
 def test_smoothed_labels_are_the_released_codes():
     assert np.allclose(train.smoothed_labels(jnp.array([2]), 10), [[0.1 / 9, 0.1 / 9, 0.9] + [0.1 / 9] * 7], atol=1e-7)
     assert np.allclose(train.smoothed_labels(jnp.arange(3), 3).sum(-1), 1, atol=1e-6)
+    assert np.array_equal(train.smoothed_labels(jnp.array([1]), 3, 0.0), [[0, 1, 0]])
+    assert np.allclose(train.smoothed_labels(jnp.array([1]), 3, 0.5), [[0.25, 0.5, 0.25]])
 
 
 def test_cross_entropy_against_numpy():
@@ -88,6 +90,14 @@ def test_fit_learns_and_repeats_itself(examples):
     assert np.isnan(history.validation).all()
     assert variables["seen"] == 20 * 80
     assert_same((variables, history), again)
+
+
+def test_fit_learns_from_labels_as_smooth_as_it_is_told(examples):
+    """A linear model on few images is as sure as the labels allow: with hard ones its loss goes towards 0."""
+    entropy = -(0.2 * np.log(0.1) + 0.8 * np.log(0.8))
+    (_, hard), (_, smooth) = (fit(examples, epochs=200, smoothing=smoothing) for smoothing in (0.0, 0.2))
+    assert hard.loss[-1] < 0.1
+    assert smooth.loss[-1] == pytest.approx(entropy, abs=0.1)
 
 
 def test_how_many_steps_a_call_makes_changes_nothing(examples, monkeypatch):
@@ -279,6 +289,7 @@ def test_nan_stops_with_a_message_and_keeps_the_checkpoint(examples, tmp_path):
     [
         ({"epochs": 0}, r"epochs must be .* got 0"),
         ({"batch_size": 91}, "at most the 90 images, got 91"),
+        ({"smoothing": 1.0}, r"smoothing must be at least 0 and below 1, got 1\.0"),
         ({"images": np.zeros((90, *SHAPE), np.uint8)}, "float32"),
         ({"labels": np.zeros(5, np.int32)}, r"shape \(90,\)"),
         ({"validation": (np.zeros((2, *SHAPE), np.uint8), np.zeros(2, np.int32))}, "validation must be float32"),
