@@ -33,7 +33,7 @@ def sections(
     if data_set in PAPER["settings"]["linf_eps"]:
         by_name = Rows(rows)
         for number, (title, make) in paper_tables.TABLES.items():
-            found.append(Section(f"Table {number}: {title}", "", make(data_set, by_name)))
+            found.append(Section(f"Table {number}: {title}", _ON_TABLES.get(number, ""), make(data_set, by_name)))
         times = paper_tables.training_time(data_set, recipes, job["seconds"])
         found.insert(1, Section("Table II: Training time", _ON_TIMES, times))
         found.append(Section("Worst cases", _ON_WORST, paper_tables.unions(by_name)))
@@ -45,6 +45,12 @@ def sections(
     return [*found, *more, Section("The models", _ON_MODELS, trained(recipes))]
 
 
+_ON_TABLES = {
+    "III": "The worst case is the lower one of those under 'Worst cases'. Where its N is smaller it is of fewer images "
+    "than the lowest attack, and may lie above it.",
+    "VII": "AutoAttack's rand version and the adaptive suite are under 'Every attack'. A lower level that met fewer "
+    "attacks looks more robust than it is.",
+}
 _ON_TIMES = (
     "Overhead: the EM and, for CNN+ and rCNN+, the noise bank. The last column but one scales our seconds to the "
     "paper's epochs. Our seconds are of the device above, the paper's of a GTX 1080 Ti: only the ratios between "
@@ -96,6 +102,16 @@ def trained(recipes: dict[str, dict[str, Any]]) -> Table:
     return headings, lines
 
 
+MODELS = (
+    "CNN: the plain network. rCNN: the same behind the RBF front end; 'no noise' is that front end alone (beta2 = 0), "
+    "else a prediction averages noisy draws. CNN+ and rCNN+ were trained on noisy images too (Gaussian noise and a "
+    "bank of PGD's). Madry: adversarial training without the front end, rCNN-AT through it. The controls have other "
+    "things before the network: a threshold, a 3x3 mean, a codebook by k-means; 'hard labels' is trained without label "
+    "smoothing (0.1 elsewhere). Presets are readings of the sharpness beta1."
+)
+"""Who is who, for both pages."""
+
+
 def note(config: dict[str, Any]) -> str:
     """What the table's numbers are."""
     attack = config["attack"]
@@ -104,10 +120,12 @@ def note(config: dict[str, Any]) -> str:
         "Accuracy in percent with its 95 % Wilson interval; in brackets behind the paper's number the difference, ours "
         f"minus the paper's. rCNN: mean of {config['draws']} noisy draws at beta2 = {config['beta2']:g}, scored on "
         f"{attack['scoring']} fresh redraws (on one, where there are more than {attack['redrawn']} images). "
-        "Attacks, but for the adaptive ones, are crafted without noise, from a random start with steps of 2.5 epsilon "
-        "/ steps; PGD from "
-        f"{settings['pgd']['restarts']} start(s); BPDA+EoT ({settings['bpda_eot']['draws']} draws x "
-        f"{settings['bpda_eot']['steps']} steps) is crafted with noise from where PGD without noise ended. "
+        "Attacks, but for the adaptive ones, are crafted without noise; PGD from "
+        f"{settings['pgd']['restarts']} random start(s) with steps of 2.5 epsilon / steps, CW in linf as PGD on its "
+        "margin loss. CW in l2, EAD and AutoAttack stop where the model without noise errs: at its boundary, from "
+        "where noise brings many images back, so that beside PGD they look weak against noisy models. BPDA+EoT "
+        f"({settings['bpda_eot']['draws']} draws x {settings['bpda_eot']['steps']} steps) is crafted with noise from "
+        "where PGD without noise ended. "
         f"'{WORST}': per example, its worst attack picked on {attack['selection']} other redraws; once over the "
         "attacks that many images met, once over all of them. The paper says nothing of steps, restarts and losses. "
         "Stronger attacks leave less."
@@ -131,7 +149,7 @@ def origin(job: dict[str, Any], rows: list[Row]) -> str:
 
 def page(job: dict[str, Any], found: list[Section], rows: list[Row], figures: list[dict[str, str]]) -> str:
     """The Markdown page of a data set's results; of figures what `figures.save` wrote."""
-    parts = [f"# {job['config']['title']}", note(job["config"]), origin(job, rows)]
+    parts = [f"# {job['config']['title']}", MODELS, note(job["config"]), origin(job, rows)]
     for heading, said, (headings, lines) in found:
         parts += [f"## {heading}", *([said] if said else []), format_table(headings, lines)]
     for figure in figures:

@@ -12,7 +12,10 @@ Table = tuple[list[str], list[dict[str, str]]]
 """Headings, and lines by heading."""
 
 DEFENDED = ("rcnn", "rcnn_plus")
-COMPARED = ("cnn", "cnn_plus", "madry", *DEFENDED, "rcnn_at", "threshold", "mean", "kmeans")
+COMPARED = (
+    *("cnn", "cnn_plus", "madry", *DEFENDED, "rcnn_at", "rcnn_long"),
+    *("threshold", "mean", "kmeans", "cnn_hard", "rcnn_hard", "rcnn_seed1"),
+)
 NAMES = {
     "clean": "clean test data",
     "fgsm": "FGSM",
@@ -135,7 +138,7 @@ def training_time(data_set: str, recipes: dict[str, dict[str, Any]], log: dict[s
         *("model", "epochs", "seconds an epoch", "overhead, s", "total, s", "adversarial steps an epoch"),
         *("paper's epochs", "total at the paper's epochs, s (extrapolated)", "paper's total, s (GTX 1080 Ti)"),
     ]
-    lines = []
+    lines, absent = [], "not in the paper"
     for name in ("madry", "rcnn_at", "cnn", "cnn_plus", *DEFENDED):
         if name not in recipes:
             continue
@@ -145,11 +148,10 @@ def training_time(data_set: str, recipes: dict[str, dict[str, Any]], log: dict[s
         images = config["examples"]["train"] - config["examples"]["validation"]
         steps = config["adversarial"]["steps"] * images if recipe.adversarial else 0
         paper = PAPER["table2_training_time"]["rows"].get(f"{data_set}/{name}")
-        epochs = paper[0] if paper else PAPER["settings"]["epochs"][data_set]
         values = (
             *(recipe.title, f"{count}", f"{seconds:.1f}", f"{overhead:.0f}", f"{count * seconds + overhead:.0f}"),
-            *(f"{steps}", f"{epochs}" if paper else "not in the paper", f"{epochs * seconds + overhead:.0f}"),
-            f"{paper[3]}" if paper else "not in the paper",
+            f"{steps}",
+            *((f"{paper[0]}", f"{paper[0] * seconds + overhead:.0f}", f"{paper[3]}") if paper else 3 * (absent,)),
         )
         lines.append(dict(zip(headings, values, strict=True)))
     return headings, lines
@@ -168,13 +170,13 @@ def comparison(data_set: str, rows: Rows) -> Table:
     for name in (name for name in COMPARED if name in rows.models()):
         paper, form = quoted_rows.get(names.get(name, name)), form_of(name)
         lowest = least(rows.attacked(name, "linf", epsilon, form))
-        worst = rows.worst(name, "linf", epsilon, form)
+        worst = least(rows.worst(name, "linf", epsilon, form))
         values = (
             RECIPES[name].title,
             f"{paper[0]:.1f} ({NAMES.get(paper[1], paper[1])})" if paper else "not in the paper",
             text(lowest),
             "–" if lowest is None else lowest["title"],
-            "; ".join(map(text, worst)) if worst else NOT_RUN,
+            text(worst),
         )
         lines.append(dict(zip(headings, values, strict=True)))
     for key, title in COMPARATORS.items():

@@ -1,5 +1,6 @@
 """What is published: rows and tables, made from the ledger alone."""
 
+import functools
 import json
 from collections.abc import Iterable
 from typing import Any
@@ -85,7 +86,7 @@ def check_one_weight(where: str, facts: Iterable[dict[str, Any]], form: str = "s
 def measured(right: np.ndarray) -> dict[str, Any]:
     """Accuracy in percent of bool ``(redraws, N)``, with its interval."""
     total, accuracy = right.shape[-1], float(right.mean(-1).mean())
-    ends = evaluate.wilson_interval(round(accuracy * total), total)
+    ends = evaluate.wilson_interval(accuracy * total, total)
     return {"N": total, "accuracy": round(100 * accuracy, 2), "wilson95": [round(100 * end, 2) for end in ends]}
 
 
@@ -102,19 +103,59 @@ def _worst(data_set: str, groups: list[list[Outcomes]], facts: dict[str, Any]) -
     many = max((size for size in sizes if sum(len(o.rows) >= size for o in group) > 1), default=0)
     for size in sorted({many, min(sizes, default=0)} - {0}, reverse=True):
         part = [outcomes for outcomes in group if len(outcomes.rows) >= size]
-        common = sorted(set.intersection(*(set(outcomes.rows.tolist()) for outcomes in part)))
-        if len(part) < 2 or not common:
+        common = _met_by_all(part)
+        if len(part) < 2 or not len(common):
             continue
-        seen = [np.searchsorted(outcomes.rows, common) for outcomes in part]
-        scoring = np.stack([o.scoring[:, at] for o, at in zip(part, seen, strict=True)])
-        selection = np.stack([o.selection[:, at] for o, at in zip(part, seen, strict=True)])
-        survived = evaluate.worst_case(selection if selection.shape[1] else scoring, scoring)
+        survived = _left(part, common)
         shared = ("commit", "device", "cores", "jax", "profile", "seed", "weights", "model", "scored_on")
         of_group = {key: part[-1].facts[key] for key in shared if key in part[-1].facts}
         attacks = sorted({outcomes.facts["title"] for outcomes in part})
         more = {"source": of_group["model"], "attacks": attacks}
         found.append(_row(data_set, of_group | facts | more, survived))
     return found
+
+
+def _met_by_all(group: Iterable[Outcomes]) -> np.ndarray:
+    """Indices of the examples that all attacks met."""
+    return functools.reduce(np.intersect1d, (outcomes.rows for outcomes in group))
+
+
+def _left(group: list[Outcomes], examples: np.ndarray) -> np.ndarray:
+    """Who of these examples survives the worst of the attacks, bool ``(R, N)``."""
+    seen = [np.searchsorted(outcomes.rows, examples) for outcomes in group]
+    scoring = np.stack([o.scoring[:, at] for o, at in zip(group, seen, strict=True)])
+    selection = np.stack([o.selection[:, at] for o, at in zip(group, seen, strict=True)])
+    return evaluate.worst_case(selection if selection.shape[1] else scoring, scoring)
+
+
+def gain(
+    ledger: Iterable[Outcomes], one: tuple[str, str], other: tuple[str, str], norm: str, epsilon: float
+) -> tuple[float, int] | None:
+    """How much more of one model than of the other is left by all attacks that met it, on the images that met them all.
+
+    Args:
+        ledger: outcomes of the cells.
+        one: model and form.
+        other: the same.
+        norm: of the budget.
+        epsilon: likewise.
+
+    Returns:
+        Points of percent, and the number of images; None where no image met all.
+    """
+    budget = (norm, epsilon)
+    groups: list[list[Outcomes]] = [[], []]
+    for outcomes in ledger:
+        facts = outcomes.facts
+        for group, model in zip(groups, (one, other), strict=True):
+            known = ((facts["model"], facts["scored_on"]), (facts["norm"], facts["epsilon"])) == (model, budget)
+            if known and facts["role"] != "cell":
+                group.append(outcomes)
+    examples = _met_by_all(groups[0] + groups[1]) if all(groups) else ()
+    if not len(examples):
+        return None
+    a, b = (float(_left(group, np.asarray(examples)).mean()) for group in groups)
+    return round(100 * (a - b), 2), len(examples)
 
 
 def _row(data_set: str, facts: dict[str, Any], survived: np.ndarray) -> dict[str, Any]:

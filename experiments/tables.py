@@ -59,7 +59,8 @@ def write_results(directory: Path, ledger: Sequence[Path] | None = None) -> Writ
     data_set = job["config"]["set"]
     recipes = {path.stem: read_json(path, _WAY_OUT) for path in sorted(directory.glob("models/[!.]*.json"))}
     unions = job["config"]["attack"]["unions"]
-    rows = results.make_rows(data_set, map(evaluate.load_outcomes, ledger), unions)
+    outcomes = [evaluate.load_outcomes(path) for path in ledger]
+    rows = results.make_rows(data_set, outcomes, unions)
     certificates = [certification.load(path) for path in sorted(directory.glob("certificates/[!.]*.npz"))]
     radii = job["config"]["certify"]["radii"]
     studied = {path.stem: read_json(path, _WAY_OUT) for path in sorted(directory.glob("studies/[!.]*.json"))}
@@ -79,7 +80,7 @@ def write_results(directory: Path, ledger: Sequence[Path] | None = None) -> Writ
     figures = read_json(drawn, _WAY_OUT) if drawn.exists() else []
     _write(directory / "README.md", pages.page(job, found, rows, figures))
     if data_set in results.PAPER["settings"]["linf_eps"]:
-        _write(directory / "VERDICT.md", verdict.page(job, rows, of_studies))
+        _write(directory / "VERDICT.md", verdict.page(job, rows, outcomes, of_studies))
     return Written(found, pages.note(job["config"]), pages.origin(job, rows))
 
 

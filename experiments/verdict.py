@@ -1,14 +1,16 @@
 """`VERDICT.md` in `results/`: what the defence is worth, said by the rows alone, with a commentary written by hand."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.pages import Section, origin
-from experiments.paper_tables import COMPARED, Row, Rows, Table, budget, form_of, least, text
+from experiments.pages import MODELS, Section, origin
+from experiments.paper_tables import COMPARED, NOT_RUN, Row, Rows, Table, budget, form_of, least, text
 from experiments.provenance import ROOT, published_as
 from experiments.recipes import RECIPES
 from experiments.report import format_table
-from experiments.results import PAPER, UNION, column_title
+from experiments.results import PAPER, UNION, column_title, gain
+from rbf_jax.evaluate import Outcomes
 
 HOLDS = 5.0
 """Points within which a number of the paper holds."""
@@ -24,7 +26,7 @@ def headline(data_set: str, rows: Rows) -> Table:
     epsilon, paper = budget(data_set, "linf"), PAPER["table1_linf"]
     headings = ["model", "clean", "PGD, paper", "PGD, ours", "lowest attack, paper", "worst case, ours"]
     lines = []
-    for model in (name for name in COMPARED if name in rows.models()):
+    for model in (name for name in COMPARED if name in rows.models() and not RECIPES[name].seed):
         form, column = form_of(model), f"{data_set}/{model}"
         known = column in paper["columns"]
         lowest = min(row[paper["columns"].index(column)] for row in paper["rows"].values()) if known else None
@@ -58,9 +60,9 @@ def worth(data_set: str, rows: Rows) -> Table:
     return headings, lines
 
 
-def gains(data_set: str, rows: Rows) -> Table:
+def gains(data_set: str, ledger: Sequence[Outcomes]) -> Table:
     """Points that the front end and its noise add to the same training without them, in the worst case."""
-    present = rows.models()
+    present = {outcomes.facts["model"] for outcomes in ledger}
     # The controls are trained on the short schedule, where there is one.
     short = "rcnn_seed1" if "rcnn_seed1" in present else "rcnn"
     pairs = [
@@ -81,9 +83,8 @@ def gains(data_set: str, rows: Rows) -> Table:
         line = {"what is added": title}
         for norm in norms:
             epsilon = budget(data_set, norm)
-            a, b = worst(rows, *one, norm, epsilon), worst(rows, *other, norm, epsilon)
-            both = f"{a['accuracy'] - b['accuracy']:+.1f} (N={a['N']}, {b['N']})" if a and b else "–"
-            line[f"{norm} {epsilon:g}"] = both
+            found = gain(ledger, one, other, norm, epsilon)
+            line[f"{norm} {epsilon:g}"] = NOT_RUN if found is None else f"{found[0]:+.1f}, N={found[1]}"
         lines.append(line)
     return headings, lines
 
@@ -114,18 +115,19 @@ def commentary(config: dict[str, Any]) -> Path:
     return ROOT / "experiments" / "commentary" / f"{published_as(config)}.md"
 
 
-def page(job: dict[str, Any], rows: list[Row], studies: list[Section]) -> str:
+def page(job: dict[str, Any], rows: list[Row], ledger: Sequence[Outcomes], studies: list[Section]) -> str:
     """The page.
 
     Args:
         job: what `experiments.reproduce` wrote of itself.
         rows: of `results.make_rows`.
+        ledger: from which they were made.
         studies: further tables that bear on the verdict.
     """
     data_set, found = job["config"]["set"], Rows(rows)
     near, far = held(found)
     written = commentary(job["config"])
-    parts = [f"# {job['config']['title']}: the verdict", origin(job, rows)]
+    parts = [f"# {job['config']['title']}: the verdict", MODELS, origin(job, rows)]
     if written.exists():
         parts.append(written.read_text().strip())
     parts += [
@@ -134,9 +136,9 @@ def page(job: dict[str, Any], rows: list[Row], studies: list[Section]) -> str:
         "too few met a model. 'No noise' is beta2 = 0.",
         format_table(*worth(data_set, found)),
         "## What the front end adds",
-        "Points of worst-case accuracy between two models whose training differs in one thing; the attacks that met "
-        "them may differ, as N does.",
-        format_table(*gains(data_set, found)),
+        "Points of worst-case accuracy between two models that differ in one thing: all attacks on either, on the "
+        "images that met them all. Against the controls stands the rCNN of their schedule.",
+        format_table(*gains(data_set, ledger)),
         f"## The paper's numbers that do not hold (more than {HOLDS:g} points apart)",
         format_table(*far) if far[1] else "None.",
         f"## The paper's numbers that hold (within {HOLDS:g} points)",

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from test_results import CNN, outcomes
 
 from experiments import pages, paper_tables, verdict
 from experiments.paper_tables import NOT_RUN, Rows
@@ -176,6 +177,24 @@ def test_the_headline_sets_the_lowest_number_of_the_paper_against_the_worst_case
     assert cnn["clean"].startswith("99.0")
 
 
+def test_what_the_front_end_adds_is_counted_on_the_images_that_met_all():
+    ledger = [
+        outcomes("pgd", [[1, 1, 0, 1]], scored_on="static"),
+        outcomes("fgsm", [[1, 1]], rows=[0, 1], scored_on="static"),
+        outcomes("pgd", [[1, 0, 1, 1]], **CNN),
+        outcomes("clean", [[0, 0, 0, 0]], **CNN),
+    ]
+    plain = line(verdict.gains("mnist", ledger), "front end, clean training")
+    assert plain == {"what is added": "front end, clean training", "linf 0.3": "+50.0, N=2"} | {
+        name: NOT_RUN for name in ("l2 2", "l1 15")
+    }
+    # One of the rCNN's alone would be in the table with nothing to compare.
+    assert [each["what is added"] for each in verdict.gains("mnist", ledger)[1]] == [
+        "front end, clean training",
+        "its noise, clean training",
+    ]
+
+
 def test_the_verdict_counts_points_and_sorts_the_papers_numbers(job, tmp_path, monkeypatch):
     rows = [
         row("rcnn", WORST, 10.0, form="static"),
@@ -189,18 +208,15 @@ def test_the_verdict_counts_points_and_sorts_the_papers_numbers(job, tmp_path, m
     written = tmp_path / "mnist.md"
     monkeypatch.setattr(verdict, "commentary", lambda name: written)
     found = Rows(rows)
-    gain = line(verdict.gains("mnist", found), "front end, clean training")
-    assert gain["linf 0.3"] == "+6.0 (N=100, 100)"
-    assert line(verdict.gains("mnist", found), "its noise, clean training")["linf 0.3"].startswith("+2.0")
     worth = line(verdict.worth("mnist", found), "rCNN")
     assert worth["linf 0.3"].startswith("12.0")
     assert worth["all three"].startswith("8.0")
     (_, near), (_, far) = verdict.held(found)
     assert [each["attack"] for each in near] == ["FGSM"]
     assert [(each["attack"], each["difference"]) for each in far] == [("PGD", "-58.3")]
-    assert "It is broken." not in verdict.page(job, rows, [])
+    assert "It is broken." not in verdict.page(job, rows, [], [])
     written.write_text("It is broken.\n")
-    title, origin, said, heading = verdict.page(job, rows, []).split("\n\n")[:4]
+    title, _, origin, said, heading = verdict.page(job, rows, [], []).split("\n\n")[:5]
     assert (title, said) == ("# RBF-CNN on MNIST: the verdict", "It is broken.")
     assert origin.startswith("Profile cpu, seed 0, commit ")
     assert heading.startswith("## What is left")

@@ -101,7 +101,7 @@ def of(rows, attack):
 def test_a_row_is_the_mean_over_redraws():
     (row,) = results.make_rows("mnist", [outcomes("clean", [[1, 1, 0, 1], [1, 0, 0, 1]])])
     assert (row["N"], row["redraws"], row["accuracy"], row["deviation over redraws"]) == (4, 2, 62.5, 12.5)
-    assert row["wilson95"] == [round(100 * end, 2) for end in wilson_interval(round(0.625 * 4), 4)]
+    assert row["wilson95"] == [round(100 * end, 2) for end in wilson_interval(0.625 * 4, 4)]
     assert (row["paper"], row["difference"]) == (99.6, -37.1)
     assert (row["commit"], row["crafting seconds"]) == ("abc", 1.5)
 
@@ -292,6 +292,26 @@ def test_what_is_committed_is_what_the_ledgers_say(tmp_path):
     tables.main(tmp_path / "results")
     for path in (ROOT / "README.md", *(ROOT / "results").rglob("*.md"), *(ROOT / "results").rglob("results.json")):
         assert (tmp_path / path.relative_to(ROOT)).read_bytes() == path.read_bytes(), path
+
+
+def test_a_gain_is_of_all_attacks_on_the_images_that_met_them_all():
+    """Two attacks on each; by hand the worst case on images 4 and 7, which all four met, over two redraws."""
+    noisy = {"selection": [[1, 1, 1]], "rows": [2, 4, 7]}
+    ledger = [
+        outcomes("pgd", [[0, 1, 1], [0, 1, 0]], **noisy),
+        outcomes("fgsm", [[0, 0, 1], [0, 0, 1]], rows=[2, 4, 7], selection=[[1, 0, 1]]),
+        outcomes("pgd", [[0, 0, 0]], **noisy, role="cell"),  # no part of worst cases
+        outcomes("pgd", [[0, 0, 0]], **noisy, **L2),
+        outcomes("pgd", [[1, 0, 0, 1]], rows=[3, 4, 5, 7], **CNN),
+        outcomes("fgsm", [[1, 0, 1]], rows=[4, 7, 8], **CNN),
+    ]
+    # The rCNN: image 4 falls to FGSM in both redraws; 7 stands, by FGSM (both attacks leave it, FGSM is the stronger
+    # one on the selection). The CNN: 4 falls to PGD, 7 to FGSM.
+    assert results.gain(ledger, ("rcnn", "predict"), ("cnn", "static"), "linf", 0.3) == (50.0, 2)
+    assert results.gain(ledger, ("cnn", "static"), ("rcnn", "predict"), "linf", 0.3) == (-50.0, 2)
+    assert results.gain(ledger, ("rcnn", "predict"), ("cnn", "static"), "l2", 2.0) is None
+    apart = [outcomes("pgd", [[1]], rows=[0]), outcomes("pgd", [[1]], rows=[1], **CNN)]
+    assert results.gain(apart, ("rcnn", "predict"), ("cnn", "static"), "linf", 0.3) is None
 
 
 def test_the_readme_keeps_what_stands_around_its_table(tmp_path):
