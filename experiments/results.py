@@ -125,7 +125,7 @@ def _left(group: list[Outcomes], examples: np.ndarray) -> np.ndarray:
     seen = [np.searchsorted(outcomes.rows, examples) for outcomes in group]
     scoring = np.stack([o.scoring[:, at] for o, at in zip(group, seen, strict=True)])
     selection = np.stack([o.selection[:, at] for o, at in zip(group, seen, strict=True)])
-    return evaluate.worst_case(selection if selection.shape[1] else scoring, scoring)
+    return evaluate.worst_case(selection, scoring)
 
 
 def gain(

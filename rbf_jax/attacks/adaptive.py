@@ -36,7 +36,8 @@ def straight_through(front: LogitsFn, logits_fn: LogitsFn) -> Partial:
 
 def _known_noise(logits_fn: LogitsFn, noise_key: Key, key: Key, images: Array) -> Array:
     del key
-    return logits_fn(noise_key, images)
+    # A key for each image: of a single one a model may make a noise for each place in the batch.
+    return logits_fn(jnp.broadcast_to(noise_key, images.shape[:1]), images)
 
 
 def known_noise(logits_fn: LogitsFn, key: Key) -> Partial:

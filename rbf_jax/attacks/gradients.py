@@ -124,30 +124,34 @@ def eot(draws: int) -> Estimator:
     return Estimator(look, draws, draws)
 
 
-def _of_mean(draws: int, transform: Callable[[Array], Array], back: Callable[[Array], Array]) -> Estimator:
-    """Looks at ``back(mean_i transform(f_i(x)))``: one pass over the draws for the mean, one for its gradient."""
+def _of_mean(draws: int, *, of_softmax: bool) -> Estimator:
+    """Looks at the mean over the draws: one pass over them for it, one for its gradient.
+
+    The mean of the probabilities is taken in their logarithms, where none is too small to have a gradient.
+    """
     check_count(draws, "draws")
 
     def look(keys, logits_fn, loss, images, labels, targets, /, *, with_gradient) -> Look:
         def one(index: Array, images: Array) -> Array:
-            return transform(logits_fn(fold_in(keys, index), images))
+            logits = logits_fn(fold_in(keys, index), images)
+            return jax.nn.log_softmax(logits) if of_softmax else logits
 
-        mean = _summed(draws, lambda index: one(index, images)) / draws
+        def added(index: Array, total: Array) -> Array:
+            return (jnp.logaddexp if of_softmax else jnp.add)(total, one(index, images))
+
+        total = jax.lax.fori_loop(1, draws, added, one(jnp.int32(0), images))
+        mean = total - jnp.log(draws) if of_softmax else total / draws
         _check_classes(labels, targets, mean)
-
-        def total(mean: Array) -> tuple[Array, tuple[Array, Array]]:
-            logits = back(mean)
-            values = loss(logits, labels, targets)
-            return values.sum(), (values, logits)
-
         if not with_gradient:
-            return Look(*total(mean)[1], jnp.zeros((0,)))
-        (_, (values, logits)), slope = jax.value_and_grad(total, has_aux=True)(mean)
+            return Look(loss(mean, labels, targets), mean, jnp.zeros((0,)))
+        values, to_mean = jax.vjp(lambda mean: loss(mean, labels, targets), mean)
+        (slope,) = to_mean(jnp.ones_like(values))
 
         def pulled_back(index: Array) -> Array:
-            return jax.vjp(lambda images: one(index, images), images)[1](slope)[0]
+            value, to_images = jax.vjp(lambda images: one(index, images), images)
+            return to_images(slope * jnp.exp(value - mean) if of_softmax else slope)[0]
 
-        return Look(values, logits, _usable(_summed(draws, pulled_back) / draws))
+        return Look(values, mean, _usable(_summed(draws, pulled_back) / draws))
 
     return Estimator(look, draws, 2 * draws)
 
@@ -160,7 +164,7 @@ def mean_softmax(draws: int) -> Estimator:
     Raises:
         ValueError: draws below 1.
     """
-    return _of_mean(draws, jax.nn.softmax, lambda mean: jnp.log(jnp.maximum(mean, 1e-30)))
+    return _of_mean(draws, of_softmax=True)
 
 
 def mean_logits(draws: int) -> Estimator:
@@ -169,4 +173,4 @@ def mean_logits(draws: int) -> Estimator:
     Raises:
         ValueError: draws below 1.
     """
-    return _of_mean(draws, lambda logits: logits, lambda mean: mean)
+    return _of_mean(draws, of_softmax=False)

@@ -28,9 +28,16 @@ def best_other(logits: Array, labels: Array) -> Array:
 
 
 def cross_entropy(logits: Array, labels: Array, targets: Array | None) -> Array:
-    """``-log softmax_y``, or ``log softmax_t`` towards a target."""
-    log_softmax = jax.nn.log_softmax(logits)
-    return -pick(log_softmax, labels) if targets is None else pick(log_softmax, targets)
+    """``-log softmax_y``, or ``log softmax_t`` towards a target.
+
+    The first as ``log(1 + sum_{i != y} exp(z_i - z_y))``: the gradient of ``log_softmax`` loses its part in ``z_y``
+    where the model is so sure that its probability rounds to 1 (from a margin of 17 on), and points elsewhere.
+    """
+    if targets is not None:
+        return pick(jax.nn.log_softmax(logits), targets)
+    own = labels[:, None] == jnp.arange(logits.shape[-1])
+    gaps = jnp.where(own, -jnp.inf, logits - pick(logits, labels)[:, None])
+    return jnp.logaddexp(0, jax.nn.logsumexp(gaps, -1))
 
 
 def margin(logits: Array, labels: Array, targets: Array | None) -> Array:

@@ -146,15 +146,22 @@ def worst_case(selection: np.ndarray, scoring: np.ndarray) -> np.ndarray:
 
     For each example the attack that leaves it right least often on the selection redraws (of equals the one that leaves
     the fewest of all examples, then the first) is scored on the scoring redraws: fresh ones, or the least of several
-    noisy scores would be too low.
+    noisy scores would be too low. A deterministic model's one outcome also selects.
 
     Args:
-        selection: bool ``(attacks, S, N)``.
+        selection: bool ``(attacks, S, N)``; S may be 0 where R is 1.
         scoring: bool ``(attacks, R, N)``.
 
     Returns:
         bool ``(R, N)``.
+
+    Raises:
+        ValueError: several redraws to score on, and none to select on.
     """
+    if not selection.shape[1]:
+        if scoring.shape[1] != 1:
+            raise ValueError(f"selection must hold redraws where scoring holds {scoring.shape[1]}, got none")
+        selection = scoring
     strongest = np.argsort(selection.mean((1, 2)), kind="stable")
     worst = strongest[selection[strongest].mean(1).argmin(0)]
     return scoring[worst, :, np.arange(len(worst))].T

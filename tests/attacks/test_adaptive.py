@@ -7,7 +7,7 @@ import pytest
 from attack_helpers import grey, linear, mixed, mlp, own_labels, predictions
 from helpers import float64
 from jax.tree_util import Partial
-from scipy.special import log_softmax, softmax
+from scipy.special import log_softmax, logsumexp, softmax
 
 from rbf_jax import attacks, evaluate
 from rbf_jax.attacks.gradients import fold_in
@@ -230,9 +230,44 @@ def test_known_noise_is_one_draw():
     images = mixed(0, 3, SHAPE)
     first, second = model(jax.random.key(0), images), model(jax.random.split(jax.random.key(1), 3), images)
     np.testing.assert_array_equal(first, second)
-    np.testing.assert_array_equal(first, noisy()(jax.random.key(7), images))
+    np.testing.assert_array_equal(first, noisy()(jnp.broadcast_to(jax.random.key(7), (3,)), images))
     with pytest.raises(ValueError, match="single key"):
         attacks.known_noise(noisy(), jax.random.split(KEY, 2))
+
+
+def test_known_noise_of_an_image_does_not_depend_on_its_batch():
+    """Also where the model would make one noise for each place from a single key."""
+    model, images = attacks.known_noise(noisy(), jax.random.key(7)), mixed(0, 4, SHAPE)
+    whole = model(KEY, images)
+    np.testing.assert_allclose(model(KEY, images[::-1])[::-1], whole, atol=1e-5)
+    np.testing.assert_allclose(model(KEY, images[2:]), whole[2:], atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1.0, 40.0, 80.0])
+def test_the_mean_of_very_sure_draws_still_has_a_gradient(size):
+    """Two draws of a linear model, both sure of the right class by several times `size`; by hand in float64."""
+    weights = np.random.default_rng(0).normal(size=(2, 64, 2))
+    images = mixed(0, 1, SHAPE)
+    slope = np.stack([images.reshape(64) @ w for w in weights])
+    weights[:, :, 1] += (size + slope[:, 0] - slope[:, 1])[:, None] * images.reshape(64) / float((images**2).sum())
+
+    def model(key, images):
+        which = jax.random.key_data(key)[..., -1] % 2
+        return jnp.einsum("bi,bik->bk", images.reshape(len(images), -1), jnp.asarray(weights, jnp.float32)[which])
+
+    keys, labels = jax.random.split(KEY, 1), jnp.asarray([1], jnp.int32)
+    seen = attacks.mean_softmax(4).look(keys, model, attacks.margin, images, labels, None, with_gradient=True)
+    drawn = [int(jax.random.key_data(fold_in(keys, i))[0, -1]) % 2 for i in range(4)]
+    z = np.stack([float64(images).reshape(64) @ weights[i] for i in drawn])
+    log_p = log_softmax(z, -1)
+    mean = logsumexp(log_p, 0) - np.log(4)
+    # The margin z_0 - z_1 of the mean's logarithm; each draw counts by its share of the mean.
+    share = np.exp(log_p - mean) / 4
+    of_log_p = np.einsum("ik,k->ik", share, [1, -1])
+    of_z = of_log_p - of_log_p.sum(-1, keepdims=True) * np.exp(log_p)
+    expected = sum(of_z[i] @ weights[drawn[i]].T for i in range(4))
+    np.testing.assert_allclose(seen.gradient.reshape(64), expected, rtol=1e-3, atol=1e-4)
+    assert np.abs(expected).max() > 0.1
 
 
 def test_transfer_scores_on_the_target():

@@ -10,7 +10,7 @@ import pytest
 from attack_helpers import KEY, NORMS, grey, linear, mixed, mlp, orthogonal_classes, own_labels, predictions
 from helpers import float64
 from jax.tree_util import Partial
-from scipy.special import softmax
+from scipy.special import logsumexp, softmax
 
 from rbf_jax import attacks
 from rbf_jax.attacks.gradients import fold_in
@@ -341,6 +341,43 @@ def test_success_at_budgets():
     within = np.asarray(attacks.success_at(result, jnp.asarray([0.0, middle, 100.0])))
     assert within.sum(1).tolist() == [0, 3, int(result.success.sum())]
     np.testing.assert_array_equal(within[1], np.asarray(result.success) & (np.asarray(result.distance) <= middle))
+
+
+@pytest.mark.parametrize("sure", [0.0, 5.0, 20.0, 80.0])
+def test_the_gradient_of_the_cross_entropy_of_a_sure_model(sure):
+    """Softmax minus one-hot, relative to the largest entry; that of the true class is minus the sum of the others."""
+    logits = np.array([[sure, 0.0, -1.0], [2.0, sure + 2, 1.5]])
+    labels = np.array([0, 1], np.int32)
+
+    def total(logits):
+        return attacks.cross_entropy(logits, jnp.asarray(labels), None).sum()
+
+    found = float64(jax.grad(total)(jnp.asarray(logits, jnp.float32)))
+    others = np.where(np.eye(3, dtype=bool)[labels], -np.inf, logits)
+    expected = np.exp(others - logsumexp(logits, -1, keepdims=True))
+    expected -= np.eye(3)[labels] * expected.sum(-1, keepdims=True)
+    scale = np.abs(expected).max(-1, keepdims=True)
+    np.testing.assert_allclose(found / scale, expected / scale, atol=1e-4)
+
+
+def test_fgsm_on_a_very_sure_linear_model_finds_the_closed_form():
+    """Where probabilities round to 1: a hundredth more than the margin over the weights' dual norm is enough."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(16, 2)) * 80
+    weights -= weights.mean(0)
+    images = jnp.asarray(rng.uniform(0.4, 0.6, (200, 4, 4, 1)), jnp.float32)
+    difference = float64(images).reshape(200, 16) @ (weights[:, 1] - weights[:, 0])
+    sure = (np.abs(difference) > 20) & (np.abs(difference) < 60)
+    assert sure.sum() > 20
+
+    def model(key, images):
+        del key
+        return images.reshape(len(images), -1) @ jnp.asarray(weights, jnp.float32)
+
+    epsilon = 1.01 * np.abs(difference[sure]) / np.abs(weights[:, 1] - weights[:, 0]).sum()
+    labels, attack = jnp.asarray(difference[sure] > 0, jnp.int32), attacks.fgsm(attacks.Linf, epsilon=1.0)
+    result = attack(KEY, Partial(model), images[sure], labels, epsilon=jnp.asarray(epsilon, jnp.float32))
+    assert result.success.all()
 
 
 def test_hinge_is_the_margin_up_to_its_confidence():

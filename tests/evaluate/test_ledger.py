@@ -736,6 +736,13 @@ def test_of_equal_attacks_the_strongest_counts_whatever_their_order():
 def test_the_worst_case_of_a_deterministic_model_is_all_attacks_survived(rng):
     right = rng.random((4, 1, 50)) < 0.7
     assert np.array_equal(evaluate.worst_case(right, right), right.all(0))
+    assert np.array_equal(evaluate.worst_case(right[:, :0], right), right.all(0))
+
+
+def test_without_redraws_to_select_on_there_is_no_worst_case_of_a_noisy_model():
+    right = np.ones((2, 3, 4), bool)
+    with pytest.raises(ValueError, match="scoring holds 3, got none"):
+        evaluate.worst_case(right[:, :0], right)
 
 
 def test_the_worst_case_of_scores_it_was_not_chosen_by_is_not_their_least(rng):
