@@ -106,7 +106,7 @@ def _attack(
             keys = fold_in(p.keys, restarts * classes)
             clean = gradient.look(keys, logits_fn, cross_entropy, x, p.labels, None, with_gradient=False)
             tried = likely_classes(clean.logits, p.labels, classes)
-            # What is misled already stays as it is; the losses of the classes say nothing of one another.
+            # What is misled already counts as that from the start, though not as the best image.
             best = best._replace(
                 success=is_misled(clean.logits, p.labels, None), forwards=best.forwards + gradient.draws
             )

@@ -148,8 +148,8 @@ def sparse_rule(norm: Norm, steps: int) -> Rule:
     """The rule for l1: signs of the largest gradients, as many as the best iterate's sparsity says.
 
     A run goes through balls of 3, 2 and 1 epsilon. At each check (every 4 % of a stage's steps), where the best iterate
-    changes at least 5 % fewer pixels than at the last, the step size is epsilon again and the example goes back to that
-    iterate; elsewhere the step size shrinks by 1.5, to a tenth of epsilon at least.
+    changes at least 5 % fewer pixels than at the last, the step size is the ball's radius again and the example goes
+    back to that iterate; elsewhere the step size shrinks by 1.5, to a tenth of the radius at least.
 
     Reference: Croce and Hein, ICML 2021.
     """

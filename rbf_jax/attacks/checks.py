@@ -12,11 +12,11 @@ from rbf_jax.attacks.gradients import exact
 from rbf_jax.attacks.losses import cross_entropy, margin
 from rbf_jax.attacks.pgd import pgd
 from rbf_jax.attacks.square import square
-from rbf_jax.checks import check_images, check_key, check_labels, check_positive
+from rbf_jax.checks import check_images, check_labels, check_positive, check_single_key
 from rbf_jax.types import Array, Key, LogitsFn, Norm
 
 NOTICEABLE = 0.05
-"""By how much of the examples one attack must beat another to be a sign; twice that on the example that decides."""
+"""By how much of the examples one attack must beat another to be a sign."""
 
 
 class Flag(NamedTuple):
@@ -96,7 +96,7 @@ def masking_checks(
 
     Reference: Athalye et al., ICML 2018; Carlini et al., arXiv:1902.06705; Croce and Hein, ICML 2020.
     """
-    check_key(key)
+    check_single_key(key)
     check_images(images)
     check_labels(labels, len(images))
     check_positive(epsilon, "epsilon")

@@ -207,7 +207,8 @@ def cw_linf(
     model is misled within tau, tau becomes ``shrink`` times the distance reached, and Adam starts afresh from that very
     image. After each ``patience`` steps without success, c doubles. An example rests once tau is at most
     ``smallest_tau`` or c at least ``largest_c``, and the nearest misleading image over all steps is its result: about
-    ``1 / shrink`` times the least distance at worst.
+    ``1 / shrink`` times the least distance at worst, where that is well above ``smallest_tau`` (1.3 to 1.5 times at
+    0.003; there a ``learning_rate`` of 5e-4 and a ``smallest_tau`` of 1e-4 bring it to 1.1).
 
     Args:
         epsilon: budget, at least 0; inf for none.

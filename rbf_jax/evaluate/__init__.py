@@ -3,9 +3,9 @@
 from rbf_jax.evaluate.batched import predict as predict
 from rbf_jax.evaluate.batched import run_attack as run_attack
 from rbf_jax.evaluate.batched import survival as survival
+from rbf_jax.evaluate.identity import fingerprint as fingerprint
 from rbf_jax.evaluate.ledger import Outcomes as Outcomes
 from rbf_jax.evaluate.ledger import Parts as Parts
-from rbf_jax.evaluate.ledger import fingerprint as fingerprint
 from rbf_jax.evaluate.ledger import load_outcomes as load_outcomes
 from rbf_jax.evaluate.ledger import save_outcomes as save_outcomes
 from rbf_jax.evaluate.ledger import worst_case as worst_case

@@ -16,8 +16,9 @@ from tqdm import tqdm
 from rbf_jax import parallel
 from rbf_jax.attacks import Composed, Iterative
 from rbf_jax.attacks.driver import Problem
-from rbf_jax.checks import check_count, check_images, check_key, check_labels
-from rbf_jax.evaluate.ledger import Parts, fingerprint
+from rbf_jax.checks import check_count, check_images, check_labels, check_not_negative, check_single_key
+from rbf_jax.evaluate.identity import described, fingerprint
+from rbf_jax.evaluate.ledger import Parts
 from rbf_jax.evaluate.live import run_live
 from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn, as_partial
 
@@ -33,9 +34,9 @@ def _in_batches(
 ) -> tuple[np.ndarray, ...]:
     """Applies function (advance, rows, *slices) -> arrays ``(B, ...)`` batch by batch, and joins what comes out.
 
-    The last batch is filled up with its last example, then cut. With parts every batch is kept there. As many batches
-    as there are devices go together, and make the B of the function. ``advance``, which the function may call, takes
-    how many more examples' worth of work is done.
+    The last batch is filled up with its last example, then cut. As many batches as there are devices go together, and
+    make the B of the function. ``advance``, which the function may call, takes how many more examples' worth of work is
+    done. With parts every batch is kept there; ``inputs`` is what else the result depends on: functions, attacks, keys.
     """
     total = len(arrays[0])
     rows = np.arange(total) if rows is None else np.asarray(rows)
@@ -47,7 +48,7 @@ def _in_batches(
     size = min(batch_size, total)
     each = min(size, -(-total // devices))  # few examples are spread over all devices
     if parts is not None:
-        parts.open(fingerprint(inputs, rows, arrays), size)
+        parts.open(fingerprint(rows, arrays) + described(inputs), size)
     arrays = tuple(np.asarray(array) for array in arrays)
 
     def compute(start: int) -> tuple[np.ndarray, ...]:
@@ -74,6 +75,20 @@ def _in_batches(
                 done.append(cut() if parts is None else parts.kept(first, cut))
                 bar.update(max(min(first + size, total) - bar.n, 0))
     return tuple(np.concatenate(arrays) for arrays in zip(*done, strict=True))
+
+
+def _check(key: Key, logits_fn: LogitsFn, images: Array, **classes: Array | None) -> None:
+    """What the compiled functions cannot look at: values, and classes that the model does not have."""
+    check_single_key(key)
+    check_images(images)
+    if not classes:
+        return
+    first = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
+    keys = jax.eval_shape(lambda key: _fold_in(key, np.zeros(1, np.int32)), key)
+    count = jax.eval_shape(lambda *arguments: logits_fn(*arguments), keys, first).shape[-1]
+    for name, given in classes.items():
+        if given is not None:
+            check_labels(given, len(images), count, name)
 
 
 def _fold_in(key: Key, rows: Array) -> Key:
@@ -103,9 +118,8 @@ def predict(
     Raises:
         ValueError: an argument out of range.
     """
-    check_key(key)
-    check_images(images)
     logits_fn = as_partial(logits_fn)
+    _check(key, logits_fn, images)
 
     def apply(_: Any, rows: Array, batch: Array) -> tuple[Array]:
         return _apply(logits_fn, key, rows, batch)
@@ -139,7 +153,7 @@ def run_attack(
     images: Array,
     labels: Array,
     *,
-    epsilon: Array | None = None,
+    epsilon: Array | float | None = None,
     targets: Array | None = None,
     start: Array | None = None,
     rows: Array | None = None,
@@ -156,7 +170,7 @@ def run_attack(
         logits_fn: the model; as a ``jax.tree_util.Partial`` over its weights new ones compile nothing.
         images: float32 ``(N, H, W, C)`` in [0, 1].
         labels: whole numbers ``(N,)``.
-        epsilon: radius for each example, ``(N,)``; None for the attack's own.
+        epsilon: radius, or one for each example, ``(N,)``; None for the attack's own.
         targets: int32 ``(N,)``, the classes to reach; None for any wrong class.
         start: images ``(N, H, W, C)`` to start from; None for the attack's own start.
         rows: the examples' indices in their data set, ``(N,)``; None for 0 to N - 1.
@@ -172,10 +186,18 @@ def run_attack(
     Raises:
         ValueError: an argument out of range, or parts of another attack.
     """
-    check_key(key)
-    check_images(images)
-    check_labels(labels, len(images))
-    logits_fn, labels = as_partial(logits_fn), np.asarray(labels, np.int32)
+    logits_fn = as_partial(logits_fn)
+    _check(key, logits_fn, images, labels=labels, targets=targets)
+    labels = np.asarray(labels, np.int32)
+    if epsilon is not None:
+        check_not_negative(epsilon, "epsilon")
+        if np.shape(epsilon) not in ((), (len(images),)):
+            raise ValueError(f"epsilon must be a number or of shape ({len(images)},), got shape {np.shape(epsilon)}")
+        epsilon = np.broadcast_to(np.asarray(epsilon, np.float32), len(images))
+    if start is not None:
+        check_images(start, "start")
+        if start.shape != images.shape:
+            raise ValueError(f"start must have the images' shape {images.shape}, got {start.shape}")
     given = {"images": images, "labels": labels, "epsilon": epsilon, "targets": targets, "start": start}
     given = {name: array for name, array in given.items() if array is not None}
     leaving = attack if leave and isinstance(attack, Iterative) and not attack.couples else None
@@ -192,7 +214,9 @@ def run_attack(
 
     size = batch_size * POOL if leaving else batch_size
     arrays = tuple(given.values())
-    return AttackResult(*_in_batches(apply, rows, arrays, size, progress, parts, inputs=(key, logits_fn)))
+    return AttackResult(
+        *_in_batches(apply, rows, arrays, size, progress, parts, inputs=(key, attack, leave, logits_fn))
+    )
 
 
 @jax.jit
@@ -238,10 +262,9 @@ def survival(
     Raises:
         ValueError: an argument out of range, or parts of another computation.
     """
-    check_key(key)
-    check_images(images)
-    check_labels(labels, len(images))
-    logits_fn, labels = as_partial(logits_fn), np.asarray(labels, np.int32)
+    logits_fn = as_partial(logits_fn)
+    _check(key, logits_fn, images, labels=labels)
+    labels = np.asarray(labels, np.int32)
     check_count(redraws, "redraws")
     keys = _fold_in(key, jnp.arange(redraws))
 

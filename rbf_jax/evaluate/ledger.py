@@ -4,17 +4,14 @@ Work is kept by batches while it runs, so that a killed evaluation goes on where
 each attacked model, its outcomes packed into bits.
 """
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
-from rbf_jax.checks import is_key
 from rbf_jax.files import read_json, read_npz, replacing
 
 
@@ -34,25 +31,13 @@ class Outcomes(NamedTuple):
     facts: dict[str, Any]
 
 
-def fingerprint(*trees: Any) -> str:
-    """sha256 over all arrays of the trees (typed keys included), their shapes and dtypes."""
-    sha = hashlib.sha256()
-    for leaf in jax.tree.leaves(trees):
-        if is_key(leaf):
-            leaf = jax.random.key_data(leaf)
-        array = np.asarray(leaf)
-        sha.update(f"{array.shape}{array.dtype}".encode())
-        sha.update(array.tobytes())
-    return sha.hexdigest()
-
-
 class Parts(NamedTuple):
     """Where the finished batches of one computation are kept, so that a run that was stopped goes on.
 
     Attributes:
         directory: the folder, made where it is missing.
-        facts: what the computation is besides its arrays: attack, budget, form of the model; JSON values. Batches of
-            other facts or other arrays are refused.
+        facts: what else the computation is; JSON values. Batches of other facts, other arrays, another attack or
+            another model are refused.
     """
 
     directory: Path
@@ -62,7 +47,7 @@ class Parts(NamedTuple):
         """Makes the folder, or checks it.
 
         Args:
-            inputs: fingerprint of the arrays that the computation depends on.
+            inputs: fingerprint of all that the computation depends on.
             batch_size: examples in a batch.
 
         Raises:

@@ -9,7 +9,7 @@ import numpy as np
 
 from rbf_jax import parallel
 from rbf_jax.attacks import Composed, Iterative
-from rbf_jax.checks import check_images, check_key, check_labels
+from rbf_jax.checks import check_images, check_labels, check_single_key
 from rbf_jax.evaluate.batched import run_attack, survival
 from rbf_jax.evaluate.ledger import Parts
 from rbf_jax.types import Array, Key, LogitsFn, as_partial
@@ -89,7 +89,7 @@ def run_suite(
     Raises:
         ValueError: an argument out of range, an empty suite, an attack called ``clean``, or a directory of another run.
     """
-    check_key(key)
+    check_single_key(key)
     check_images(images)
     check_labels(labels, len(images))
     if not isinstance(suite, Mapping):

@@ -62,6 +62,41 @@ def test_bad_input(model, images):
         evaluate.run_attack(jax.random.key(0), attack, model, images, np.zeros(3, np.int32))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        # A class that the model does not have would never be predicted or reached, so that all seems broken, or robust.
+        ({"labels": np.arange(11, dtype=np.int32) % 3 + 1}, r"labels must be in \[0, 3\), got values from 1 to 3"),
+        ({"targets": np.full(11, 3, np.int32)}, r"targets must be in \[0, 3\), got values from 3 to 3"),
+        ({"targets": np.zeros(20, np.int32)}, r"targets must be int32 of shape \(11,\)"),
+        ({"epsilon": np.full(11, -0.1, np.float32)}, r"epsilon must be at least 0 and finite"),
+        ({"epsilon": np.full(11, np.nan, np.float32)}, r"epsilon must be at least 0 and finite"),
+        ({"epsilon": np.full(20, 0.1, np.float32)}, r"epsilon must be a number or of shape \(11,\), got shape \(20,\)"),
+        ({"start": np.zeros((20, 4, 4, 1), np.float32)}, r"start must have the images' shape \(11, 4, 4, 1\)"),
+        ({"key": jax.random.split(jax.random.key(0), 11)}, r"key must be a single key, got shape \(11,\)"),
+    ],
+)
+def test_what_a_compiled_attack_cannot_check(model, images, change, message):
+    attack = attacks.pgd(attacks.Linf, epsilon=0.1, steps=3)
+    arguments = {"key": jax.random.key(0), "labels": np.arange(11, dtype=np.int32) % 3} | change
+    with pytest.raises(ValueError, match=message):
+        evaluate.run_attack(arguments.pop("key"), attack, model, images, **arguments)
+
+
+def test_labels_that_a_model_does_not_have(model, images):
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 3\), got values from 3 to 3"):
+        evaluate.survival(jax.random.key(0), model, images, np.full(11, 3, np.int32), redraws=1)
+
+
+def test_one_radius_for_all(model, images):
+    labels, attack = np.arange(11, dtype=np.int32) % 3, attacks.pgd(attacks.Linf, epsilon=0.1, steps=3)
+    one, each = (
+        evaluate.run_attack(jax.random.key(0), attack, model, images, labels, epsilon=epsilon)
+        for epsilon in (0.05, np.full(11, 0.05, np.float32))
+    )
+    np.testing.assert_array_equal(one.images, each.images)
+
+
 @pytest.mark.parametrize(("successes", "total"), [(0, 10), (5, 10), (10, 10), (97, 100), (1, 3), (30.8, 50)])
 def test_wilson_interval_solves_its_equation(successes, total):
     # The ends are the p for which the observed share lies 1.96 standard errors of p away.

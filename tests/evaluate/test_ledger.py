@@ -12,7 +12,7 @@ from jax.experimental import io_callback
 from jax.tree_util import Partial
 
 from rbf_jax import evaluate
-from rbf_jax.evaluate import ledger
+from rbf_jax.evaluate import fingerprint
 from rbf_jax.evaluate.ledger import Outcomes, Parts
 from rbf_jax.types import AttackResult
 
@@ -157,15 +157,15 @@ def tree():
 
 
 def test_equal_trees_have_one_fingerprint():
-    assert ledger.fingerprint(tree(), np.arange(3)) == ledger.fingerprint(tree(), np.arange(3))
-    assert len(ledger.fingerprint(tree())) == 64
-    int(ledger.fingerprint(tree()), 16)
+    assert fingerprint(tree(), np.arange(3)) == fingerprint(tree(), np.arange(3))
+    assert len(fingerprint(tree())) == 64
+    int(fingerprint(tree()), 16)
 
 
 def test_where_an_array_lives_does_not_matter():
     a = np.arange(6, dtype=np.float32).reshape(2, 3)
-    assert ledger.fingerprint(a) == ledger.fingerprint(jnp.asarray(a)) == ledger.fingerprint(np.asfortranarray(a))
-    assert ledger.fingerprint(a) == ledger.fingerprint(np.repeat(a, 2, 1)[:, ::2])
+    assert fingerprint(a) == fingerprint(jnp.asarray(a)) == fingerprint(np.asfortranarray(a))
+    assert fingerprint(a) == fingerprint(np.repeat(a, 2, 1)[:, ::2])
 
 
 @pytest.mark.parametrize(
@@ -185,16 +185,16 @@ def test_where_an_array_lives_does_not_matter():
     ],
 )
 def test_what_differs_has_another_fingerprint(a, b):
-    assert ledger.fingerprint(a) != ledger.fingerprint(b)
+    assert fingerprint(a) != fingerprint(b)
 
 
 def test_fingerprints_of_bfloat16():
     a, b = jnp.ones(3, jnp.bfloat16), jnp.full(3, 2, jnp.bfloat16)
-    assert ledger.fingerprint(a) == ledger.fingerprint(a + 0 * b) != ledger.fingerprint(b)
+    assert fingerprint(a) == fingerprint(a + 0 * b) != fingerprint(b)
 
 
 def test_the_arrays_of_a_partial_count(model):
-    assert ledger.fingerprint(model) != ledger.fingerprint(Partial(noisy, model.args[0] + 1))
+    assert fingerprint(model) != fingerprint(Partial(noisy, model.args[0] + 1))
 
 
 # Outcomes.
@@ -228,7 +228,8 @@ def test_eight_outcomes_take_a_byte(tmp_path):
 
 @pytest.mark.parametrize("rows", [[7, 3, 3, 60_000, 0], [0], [2**31 - 1], []])
 def test_rows_come_back_in_any_order(rows, tmp_path):
-    outcomes = Outcomes(np.array(rows, np.int64), *np.zeros((2, 1, len(rows)), bool), {})
+    right = np.zeros((1, len(rows)), bool)
+    outcomes = Outcomes(np.array(rows, np.int64), right, right, {})
     evaluate.save_outcomes(tmp_path / "o.npz", outcomes)
     assert_same_outcomes(evaluate.load_outcomes(tmp_path / "o.npz"), outcomes)
 

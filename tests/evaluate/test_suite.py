@@ -199,6 +199,24 @@ def test_a_stopped_suite_goes_on(tmp_path, monkeypatch):
         evaluate.run_suite(jax.random.key(99), *arguments[1:], batch_size=16, directory=tmp_path)
 
 
+def _masked(model, key, images):
+    return model(key, jax.lax.stop_gradient(images))
+
+
+@pytest.mark.parametrize("change", ["radius", "function"])
+def test_a_directory_of_another_suite_is_refused(change, tmp_path):
+    """Also where name, images and weights are the same: a folder of an easy attack must not speak for a hard one."""
+    model, images, labels = problem()
+    weak, form = {"pgd": attacks.pgd(attacks.Linf, epsilon=0.01, steps=3)}, Partial(_masked, model)
+    evaluate.run_suite(KEY, weak, form, images, labels, batch_size=16, directory=tmp_path)
+    if change == "radius":
+        weak = {"pgd": attacks.pgd(attacks.Linf, epsilon=0.4, steps=3)}
+    else:
+        form = model
+    with pytest.raises(ValueError, match="holds another attack"):
+        evaluate.run_suite(KEY, weak, form, images, labels, batch_size=16, directory=tmp_path)
+
+
 def test_a_plain_function_and_numpys_integers_do():
     model, images, labels = problem()
     few = {"pgd": attacks.pgd(attacks.Linf, epsilon=0.05, steps=3)}

@@ -1,0 +1,96 @@
+"""What tells one computation from another: the same in every process, different wherever the result may be."""
+
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from attack_helpers import mlp
+from jax.tree_util import Partial
+
+from rbf_jax import RBFFilters, attacks, defend
+from rbf_jax.evaluate.identity import described
+
+
+def shifted(by, images):
+    return images + by
+
+
+def closing_over(value):
+    return lambda images: images + value
+
+
+def defended(**changes):
+    filters = RBFFilters(jnp.zeros((2, 3, 3, 1)), jnp.ones(2))
+    return defend(filters, mlp(0), **{"beta1": 17.0, "beta2": 1.0, "draws": 2} | changes)
+
+
+def things():
+    """Pairwise different."""
+    return {
+        "pgd": attacks.pgd(attacks.Linf, epsilon=0.1, steps=10),
+        "another radius": attacks.pgd(attacks.Linf, epsilon=0.2, steps=10),
+        "more steps": attacks.pgd(attacks.Linf, epsilon=0.1, steps=11),
+        "another norm": attacks.pgd(attacks.L2, epsilon=0.1, steps=10),
+        "another loss": attacks.pgd(attacks.Linf, epsilon=0.1, steps=10, loss=attacks.margin),
+        "draws": attacks.pgd(attacks.Linf, epsilon=0.1, steps=10, gradient=attacks.eot(3)),
+        "more draws": attacks.pgd(attacks.Linf, epsilon=0.1, steps=10, gradient=attacks.eot(4)),
+        "apgd": attacks.apgd(attacks.Linf, epsilon=0.1, steps=10),
+        "square": attacks.square(attacks.Linf, epsilon=0.1, queries=10),
+        "transferred": attacks.transfer(attacks.pgd(attacks.Linf, epsilon=0.1, steps=10), mlp(0)),
+        "from another": attacks.transfer(attacks.pgd(attacks.Linf, epsilon=0.1, steps=10), mlp(1)),
+        **{f"form {name}": form for name, form in defended()._asdict().items()},
+        "less noise": defended(beta2=0.5).predict,
+        "another noise": defended(noise="per_patch").predict,
+        "more predictions": defended(draws=3).predict,
+        "a closure": closing_over(1),
+        "another closure": closing_over(2),
+        "of an array": closing_over(np.ones(2)),
+        "a lambda": lambda images: images * 2,
+        "another lambda": lambda images: images * 2 + 1,
+        "partial": partial(shifted, 1),
+        "other arguments": partial(shifted, 2),
+        "a Partial": Partial(shifted, jnp.ones(1)),
+        "other weights": Partial(shifted, jnp.zeros(1)),
+        "jitted": jax.jit(shifted),
+        "a flag": (True, 1),
+        "no flag": (1, 1),
+    }
+
+
+def test_what_differs_is_told_apart():
+    found = {name: described(thing) for name, thing in things().items()}
+    assert len(set(found.values())) == len(found), found
+
+
+def test_what_is_made_again_is_the_same():
+    again = things()
+    for name, thing in things().items():
+        assert described(thing) == described(again[name]), name
+
+
+def test_a_thing_that_holds_itself():
+    cycle: list = [1]
+    cycle.append(cycle)
+    assert described(cycle) != described([1])
+
+
+IN_A_PROCESS = """
+from rbf_jax import attacks
+from rbf_jax.evaluate.identity import described
+print(described(attacks.autoattack("rand", attacks.Linf, epsilon=0.3)))
+"""
+
+
+def test_another_process_says_the_same():
+    result = subprocess.run([sys.executable, "-c", IN_A_PROCESS], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == described(attacks.autoattack("rand", attacks.Linf, epsilon=0.3))
+
+
+@pytest.mark.parametrize("thing", [object(), {1, 2}, jnp.float32])
+def test_what_it_does_not_know_is_told_by_its_type(thing):
+    assert described(thing) == described(thing)
