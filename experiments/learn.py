@@ -1,6 +1,7 @@
 """What is learned: data, filters, networks. Each stage is kept in the run directory and not done again."""
 
 import functools
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -141,7 +142,7 @@ def _keep_snapshot(run: Run, name: str, epoch: int, variables: Variables) -> Non
 
 
 def train_model(run: Run, examples: Data, name: str) -> Variables:
-    """A trained network, from its file of weights if it is finished; the recipe lies beside that as JSON."""
+    """A trained network, from its file of weights if it is finished; beside that lies the recipe, with its hash."""
     path, filters = weights_path(run, name), filters_of(run, examples, name)
     made_of = {
         "filters": evaluate.fingerprint(filters) if filters else None,
@@ -155,6 +156,8 @@ def train_model(run: Run, examples: Data, name: str) -> Variables:
         if record.get(what) != value:
             wrong = f"its {what} differ from those asked for ({record.get(what)!r}, not {value!r})"
             raise ValueError(f"{path} is of another training: {wrong}. Remove it to train the model again")
+    with path.open("rb") as file:
+        record["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
     with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     return variables

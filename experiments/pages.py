@@ -42,7 +42,8 @@ def sections(
             found.append(Section(f"Every attack, {norm} {epsilon:g}", "", every_attack(rows, norm, epsilon)))
     else:
         found.append(Section("Accuracy", "", results.table(rows)))
-    return [*found, *more, Section("The models", _ON_MODELS, trained(recipes))]
+    took = Section("Seconds", _ON_SECONDS, paper_tables.seconds(Rows(rows)))
+    return [*found, *more, Section("The models", _ON_MODELS, trained(recipes)), took]
 
 
 _ON_TABLES = {
@@ -59,6 +60,10 @@ _ON_TIMES = (
 _ON_WORST = (
     "Per example, the worst of the attacks. The first line of a budget takes the attacks that many images met, the "
     "second all attacks, on the images that met them all."
+)
+_ON_SECONDS = (
+    "What each attack took: crafting and, in all forms, scoring (a transferred attack's crafting is that on its "
+    "source), on the devices named above, some shared with other work, and on as many images as the tables say."
 )
 _ON_MODELS = (
     "Training accuracy: of the steps' batches, with dropout and noise; Madry's and rCNN-AT's on attacked images. "

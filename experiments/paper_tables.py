@@ -268,3 +268,17 @@ def unions(rows: Rows) -> Table:
         for row in found
     ]
     return headings, lines
+
+
+def seconds(rows: Rows) -> Table:
+    """What the attacks took on each model: crafting, and scoring in all forms."""
+    models = [name for name in rows.models() if any(row["model"] == name and row["norm"] for row in rows.all)]
+    headings, lines = ["attack", *(RECIPES[name].title for name in models)], dict[str, dict[str, str]]()
+    taken: dict[tuple[str, str], tuple[float, float]] = {}
+    for row in (row for row in rows.all if row["norm"] and row["attack"] != WORST):
+        key = (f"{row['title']}, {row['norm']} {row['epsilon']:g}", RECIPES[row["model"]].title)
+        _, scoring = taken.get(key, (0.0, 0.0))
+        taken[key] = row["crafting seconds"], scoring + row["scoring seconds"]
+    for (attack, model), both in taken.items():
+        lines.setdefault(attack, dict.fromkeys(headings, "") | {"attack": attack})[model] = f"{sum(both):.0f}"
+    return headings, [lines[attack] for attack in sorted(lines)]

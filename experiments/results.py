@@ -170,7 +170,7 @@ def _row(data_set: str, facts: dict[str, Any], survived: np.ndarray) -> dict[str
         "deviation over redraws": round(100 * float(by_redraw.std()), 2),
         "paper": paper,
         "difference": None if paper is None else round(100 * float(by_redraw.mean()) - paper, 1),
-        **{key: value for key, value in facts.items() if key not in keys},
+        **{key: value for key, value in facts.items() if key not in (*keys, "redraws")},
     }
 
 

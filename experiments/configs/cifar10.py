@@ -28,10 +28,12 @@ PLAN = (
     (DEFENDED, LINF, ("adaptive",), MANY),
     (DEFENDED, (*LINF, *L2, *L1), ("autoattack_rand",), MANY),
     (("rcnn_plus",), (*LINF, *L2, *L1), ("bpda_eot@1.5",), MANY),
+    (("rcnn_plus",), LINF, ("autoattack_rand@1.5",), 20),
     # Beyond the paper's budget in linf, and the usual ones in the other norms.
-    (MAIN, (("linf", 0.05),), ("pgd",), MANY),
+    (MAIN, (("linf", 0.05), ("l2", 0.5), ("l1", 12.0)), ("pgd", "apgd"), MANY),
+    (MAIN, (("linf", 0.05), ("l2", 0.5), ("l1", 12.0)), ("autoattack",), 20),
     (DEFENDED, (("linf", 0.05),), ("bpda_eot",), 100),
-    (MAIN, (("l2", 0.5), ("l1", 12.0)), ("pgd", "apgd"), MANY),
+    (DEFENDED, (("linf", 0.05),), ("autoattack_rand",), 20),
     # The trivial front.
     (("mean",), LINF, ("fgsm",), 500),
     (("mean",), (*LINF, *L2, *L1), ("pgd", "apgd"), 500),
@@ -40,7 +42,8 @@ PLAN = (
 # The rCNN that is trained far longer.
 LONG = (
     (("rcnn_long",), LINF, ("fgsm", "pgd", "apgd", "bpda_eot"), 500),
-    (("rcnn_long",), LINF, ("square",), 50),
+    (("rcnn_long",), LINF, ("square", "autoattack"), 50),
+    (("rcnn_long",), LINF, ("autoattack_rand",), 20),
 )
 TABLE_VI = tuple((name, 0.1) for name in ("cnn", *DEFENDED))
 STUDIES: dict[str, Any] = {
@@ -129,8 +132,8 @@ def get_config(profile: str | None = None) -> Any:
                     "bpda_eot linf": 20,
                     "bpda_eot": 10,
                     "adaptive": 10,
-                    "autoattack linf": 20,
-                    "autoattack": 10,
+                    "autoattack linf": 10,
+                    "autoattack": 5,
                     "autoattack_rand": 10,
                     "autoattack_rand linf": 10,
                 },

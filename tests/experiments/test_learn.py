@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
 import flax.linen as nn
@@ -406,6 +407,7 @@ def test_every_kind_of_recipe_is_trained(run, examples, monkeypatch, name):
     assert (record["model"], record["epochs"], record["config"]["train"]["epochs"]) == (name, 2, 2)
     filters = learn.filters_of(run, examples, name)
     assert record["filters"] == (fingerprint(filters) if filters else None)
+    assert record["sha256"] == sha256(learn.weights_path(run, name).read_bytes()).hexdigest()
     history = record["history"]
     assert all(len(values) == 2 and np.isfinite(values).all() for values in history.values())
     epochs = [line for line in run.records() if line.get("stage") == "train"]

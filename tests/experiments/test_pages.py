@@ -138,12 +138,15 @@ def job():
 
 
 def test_the_page_has_every_table_and_more(job):
-    rows = [row("rcnn", "clean", 99.0), row("rcnn", "pgd", 20.0) | {"crafting seconds": 3, "scoring seconds": 1}]
+    took = {"crafting seconds": 3, "scoring seconds": 1}
+    rows = [row("rcnn", "clean", 99.0), row("rcnn", "pgd", 20.0) | took]
+    rows += [row("rcnn", "pgd", 10.0, form="static") | took | {"scoring seconds": 3}, row("rcnn", WORST, 5.0)]
     more = [pages.Section("A study", "What it says.", (["a"], [{"a": "1"}]))]
     found = pages.sections(job, {}, rows, more)
     names = [section.heading.split(":")[0] for section in found]
     assert names[:7] == [f"Table {number}" for number in ("I", "II", "III", "IV", "V, l1", "V, l2", "VII")]
-    assert names[7:] == ["Worst cases", "Every attack, linf 0.3", "A study", "The models"]
+    assert names[7:] == ["Worst cases", "Every attack, linf 0.3", "A study", "The models", "Seconds"]
+    assert found[-1].table == (["attack", "rCNN"], [{"attack": "PGD, linf 0.3", "rCNN": "7"}])
     figures = [{"heading": "The filters", "text": "23 of them.", "file": "the-filters.png", "alt": "grey squares"}]
     text = pages.page(job, found, rows, figures)
     shown = "## The filters\n\n23 of them.\n\n![grey squares](figures/the-filters.png)"
@@ -151,7 +154,7 @@ def test_the_page_has_every_table_and_more(job):
         shown,
         "# RBF-CNN on MNIST",
         "## A study\n\nWhat it says.",
-        "took 4 s",
+        "took 7 s",
         "commit abc, H100, 16 cores",
         "23 filters",
     ):

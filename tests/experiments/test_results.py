@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 
+import jsonschema
 import numpy as np
 import pytest
 
@@ -99,7 +100,8 @@ def of(rows, attack):
 
 
 def test_a_row_is_the_mean_over_redraws():
-    (row,) = results.make_rows("mnist", [outcomes("clean", [[1, 1, 0, 1], [1, 0, 0, 1]])])
+    # How many redraws selected and scored is a fact of the ledger, too.
+    (row,) = results.make_rows("mnist", [outcomes("clean", [[1, 1, 0, 1], [1, 0, 0, 1]], redraws=[0, 2])])
     assert (row["N"], row["redraws"], row["accuracy"], row["deviation over redraws"]) == (4, 2, 62.5, 12.5)
     assert row["wilson95"] == [round(100 * end, 2) for end in wilson_interval(0.625 * 4, 4)]
     assert (row["paper"], row["difference"]) == (99.6, -37.1)
@@ -312,6 +314,21 @@ def test_a_gain_is_of_all_attacks_on_the_images_that_met_them_all():
     assert results.gain(ledger, ("rcnn", "predict"), ("cnn", "static"), "l2", 2.0) is None
     apart = [outcomes("pgd", [[1]], rows=[0]), outcomes("pgd", [[1]], rows=[1], **CNN)]
     assert results.gain(apart, ("rcnn", "predict"), ("cnn", "static"), "linf", 0.3) is None
+
+
+def test_what_is_committed_and_what_is_made_keep_to_the_schema(tmp_path):
+    schema = json.loads((ROOT / "experiments" / "results.schema.json").read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    job(tmp_path / "mnist")
+    tables.main(tmp_path)
+    committed = sorted((ROOT / "results").glob("*/results.json"))
+    assert len(committed) >= 3
+    for path in (tmp_path / "mnist" / "results.json", *committed):
+        jsonschema.validate(json.loads(path.read_text()), schema)
+    broken = json.loads((tmp_path / "mnist" / "results.json").read_text())
+    broken["rows"][0]["accuracy"] = "66.7"
+    with pytest.raises(jsonschema.ValidationError, match=r"66\.7"):
+        jsonschema.validate(broken, schema)
 
 
 def test_the_readme_keeps_what_stands_around_its_table(tmp_path):
