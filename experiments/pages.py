@@ -63,7 +63,8 @@ _ON_WORST = (
 )
 _ON_SECONDS = (
     "What each attack took: crafting and, in all forms, scoring (a transferred attack's crafting is that on its "
-    "source), on the devices named above, some shared with other work, and on as many images as the tables say."
+    "source), on the devices named above, some shared with other work, and on as many images as the tables say; a dash "
+    "where they did not meet."
 )
 _ON_MODELS = (
     "Training accuracy: of the steps' batches, with dropout and noise; Madry's and rCNN-AT's on attacked images. "

@@ -280,5 +280,5 @@ def seconds(rows: Rows) -> Table:
         _, scoring = taken.get(key, (0.0, 0.0))
         taken[key] = row["crafting seconds"], scoring + row["scoring seconds"]
     for (attack, model), both in taken.items():
-        lines.setdefault(attack, dict.fromkeys(headings, "") | {"attack": attack})[model] = f"{sum(both):.0f}"
+        lines.setdefault(attack, dict.fromkeys(headings, "–") | {"attack": attack})[model] = f"{sum(both):.0f}"
     return headings, [lines[attack] for attack in sorted(lines)]

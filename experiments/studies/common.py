@@ -169,11 +169,11 @@ def pivot(
     column: Callable[[Row], str] = model_column,
     cell: Callable[[Row], str] = percent,
 ) -> Table:
-    """A line for each title and number of examples, a column for each model."""
+    """A line for each title and number of examples, a column for each model; a dash where that was not measured."""
     headings = [heading, "N", *dict.fromkeys(map(column, rows))]
     lines: dict[tuple[str, int], dict[str, str]] = {}
     for row in rows:
-        blank = dict.fromkeys(headings, "") | {heading: row["title"], "N": str(row["N"])}
+        blank = dict.fromkeys(headings, "–") | {heading: row["title"], "N": str(row["N"])}
         lines.setdefault((row["title"], row["N"]), blank)[column(row)] = cell(row)
     return headings, list(lines.values())
 

@@ -110,7 +110,8 @@ STUDY = Study(
     "Convergence of the attacks",
     "Accuracy in percent with its 95 % Wilson interval, at the tables' first budget. PGD: without noise, in steps of "
     "2.5 epsilon / steps; a restart attacks what the ones before it left. BPDA+EoT: on fewer images, the tables' "
-    "settings and stronger ones, scored by the noisy prediction as in the tables.",
+    "settings and stronger ones, from PGD with so many restarts, scored by the noisy prediction as in the tables. PGD "
+    "is for models without noise, BPDA+EoT for those with it.",
     settings,
     measure,
     lambda rows: pivot(rows, "attack"),
