@@ -156,8 +156,7 @@ def train_model(run: Run, examples: Data, name: str) -> Variables:
         if record.get(what) != value:
             wrong = f"its {what} differ from those asked for ({record.get(what)!r}, not {value!r})"
             raise ValueError(f"{path} is of another training: {wrong}. Remove it to train the model again")
-    with path.open("rb") as file:
-        record["sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+    record["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     return variables
@@ -267,13 +266,7 @@ def noise_bank(
 
 
 def optimizer(config: Config, batches: int, epochs: int) -> optax.GradientTransformation:
-    """The optimizer with its schedule.
-
-    Args:
-        config: whose ``train`` says which.
-        batches: steps of an epoch.
-        epochs: of the whole training.
-    """
+    """The optimizer that ``config.train`` names, with its schedule over so many epochs of so many batches."""
     recipe = config.train
     if recipe.schedule == "cosine":
         steps = epochs * batches

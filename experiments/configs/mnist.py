@@ -1,6 +1,6 @@
 """MNIST with the 4-layer CNN (needs `make data`).
 
-    make reproduce-mnist                     20 models, every attack, certificates, studies, tables, report
+    make reproduce-mnist                     22 models, every attack, certificates, studies, tables, report
     make train SET=mnist MODEL=rcnn_plus     one model of experiments/recipes.py
 
 PROFILE names a profile; without it the device decides between `cpu` and `gpu`. What the profile `gpu` reached is in
