@@ -20,7 +20,7 @@ OTHERS = (
     *("rcnn_v2", "rcnn_paper", "rcnn_released"),
     *(f"{name}_seed{seed}" for name in ("rcnn", "cnn_plus") for seed in (1, 2, 3)),
 )
-CONTROLS = ("threshold", "mean", "kmeans", "rcnn_seed1")
+CONTROLS = ("threshold", "mean", "kmeans", "cnn_hard", "rcnn_hard", "rcnn_seed1")
 LINF, L2, L1 = (("linf", 0.3),), (("l2", 2.0),), (("l1", 15.0),)
 MANY = 10_000
 # Models, budgets, attacks, at most so many images; what NAME@BETA2 and NAME<SOURCE are is said in catalogue.py.
