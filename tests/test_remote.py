@@ -79,26 +79,30 @@ def test_filters_weights_and_ledgers(rng):
     np.testing.assert_array_equal(evaluate.load_outcomes(path).scoring, outcomes.scoring)
 
 
-def test_finished_batches_are_not_computed_again():
-    seen = []
+TRACES = []
 
-    def model(key, images):
-        seen.append(len(images))
-        return images.reshape(len(images), -1)
+
+def traced(key, images):
+    TRACES.append(len(images))
+    return images.reshape(len(images), -1)
+
+
+def test_finished_batches_are_not_computed_again():
+    TRACES.clear()
 
     def run():
         images, labels = np.zeros((6, 2, 2, 1), np.float32), np.zeros(6, np.int32)
         parts = Parts(files.as_path(FOLDER) / "parts", {"attack": "none"})
-        model_ = jax.tree_util.Partial(model)
-        survived = evaluate.survival(jax.random.key(0), model_, images, labels, redraws=1, batch_size=2, parts=parts)
+        model = jax.tree_util.Partial(traced)
+        survived = evaluate.survival(jax.random.key(0), model, images, labels, redraws=1, batch_size=2, parts=parts)
         assert survived.all()
         assert parts.seconds() > 0
 
     run()
-    traced = len(seen)
+    before = TRACES.count(2)  # a single image is only asked for its classes
     files.as_path(f"{FOLDER}/parts/000002.npz").unlink()
     run()
-    assert len(seen) == traced
+    assert TRACES.count(2) == before > 0
     assert len(list(files.as_path(f"{FOLDER}/parts").glob("*.npz"))) == 3
 
 
