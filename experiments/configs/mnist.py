@@ -42,8 +42,7 @@ PLAN = (
     (OTHERS, LINF, ("fgsm", "pgd", "apgd"), 500),
     (OTHERS, LINF, ("square",), 50),
     (CONTROLS, (*L2, *L1), ("pgd", "apgd"), 500),
-    (CONTROLS, (*L2, *L1), ("square",), 50),
-    (CONTROLS, (*LINF, *L2, *L1), ("autoattack",), 50),
+    (CONTROLS, (*LINF, *L2, *L1), ("square", "autoattack"), 50),
 )
 # The paper's settings, on few images with many samples and on many with fewer; then the others.
 TABLE_VI = (("cnn", 0.2), ("rcnn", 0.2), ("rcnn_plus", 0.3))

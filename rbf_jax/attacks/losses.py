@@ -21,10 +21,15 @@ def pick(values: Array, labels: Array) -> Array:
     return jnp.take_along_axis(values, labels[:, None], -1)[:, 0]
 
 
+def _others(logits: Array, labels: Array) -> Array:
+    """The logits with the label's own at minus infinity."""
+    own = labels[:, None] == jnp.arange(logits.shape[-1])
+    return jnp.where(own, -jnp.inf, logits)
+
+
 def best_other(logits: Array, labels: Array) -> Array:
     """The largest logit among all classes but the label's, ``(B,)``."""
-    own = labels[:, None] == jnp.arange(logits.shape[-1])
-    return jnp.where(own, -jnp.inf, logits).max(-1)
+    return _others(logits, labels).max(-1)
 
 
 def cross_entropy(logits: Array, labels: Array, targets: Array | None) -> Array:
@@ -35,8 +40,7 @@ def cross_entropy(logits: Array, labels: Array, targets: Array | None) -> Array:
     """
     if targets is not None:
         return pick(jax.nn.log_softmax(logits), targets)
-    own = labels[:, None] == jnp.arange(logits.shape[-1])
-    gaps = jnp.where(own, -jnp.inf, logits - pick(logits, labels)[:, None])
+    gaps = _others(logits, labels) - pick(logits, labels)[:, None]
     return jnp.logaddexp(0, jax.nn.logsumexp(gaps, -1))
 
 
