@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from rbf_jax.attacks import cross_entropy
 from rbf_jax.checks import check_images, check_labels
 from rbf_jax.types import Array, Key, LogitsFn
 
@@ -28,9 +29,9 @@ def loss_gradients(key: Key, logits_fn: LogitsFn, images: Array, labels: Array) 
     check_labels(labels, images.shape[0])
 
     def loss(images: Array) -> Array:
-        log_probabilities = jax.nn.log_softmax(logits_fn(key, images))
-        check_labels(labels, images.shape[0], log_probabilities.shape[-1])
-        return -jnp.take_along_axis(log_probabilities, labels[:, None], -1).sum()
+        logits = logits_fn(key, images)
+        check_labels(labels, images.shape[0], logits.shape[-1])
+        return cross_entropy(logits, labels, None).sum()
 
     return jax.grad(loss)(images)
 

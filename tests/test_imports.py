@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "reconstruction": GROUND | {"patches", "rbf"},
     "defense": GROUND | {"patches", "rbf", "reconstruction"},
     "certify": GROUND,
-    "saliency": GROUND,
+    "saliency": GROUND | {"attacks"},
     "models": GROUND,
     "attacks": GROUND,
     "train": GROUND | {"models"},

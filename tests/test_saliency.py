@@ -34,6 +34,20 @@ def test_gradient_of_a_linear_model(weights, images):
     np.testing.assert_allclose(np.asarray(found).reshape(5, -1), expected, atol=1e-5)
 
 
+def test_gradient_of_a_sure_model(weights):
+    """Where the probability of the label rounds to 1 in float32, its own weights still count."""
+    bias = jnp.asarray([20.0, 0, 0, 0, 0, 0])
+    found = loss_gradients(
+        jax.random.key(0),
+        lambda key, x: x.reshape(len(x), -1) @ weights + bias,
+        jnp.zeros(SHAPE),
+        jnp.zeros(5, jnp.int32),
+    )
+    others = float64(weights)[:, 1:] - float64(weights)[:, :1]
+    expected = others.sum(-1) * np.exp(-20) / (1 + 5 * np.exp(-20))
+    np.testing.assert_allclose(np.asarray(found).reshape(5, -1), np.tile(expected, (5, 1)), rtol=1e-4)
+
+
 def test_gradient_equals_finite_differences(weights, images):
     def logits(x, xp):
         return xp.tanh(3 * x.reshape(len(x), -1) - 1) @ weights
