@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,18 @@ def publish_contest(name: str, settings: dict[str, Any], folder: Path) -> None:
     with replacing(target / "settings.json") as temporary:
         temporary.write_text(json.dumps(settings, indent=1) + "\n")
     tables.main()
+
+
+def giving_back(items: Iterable[Any], every: int) -> Iterator[Any]:
+    """The items, one after the other; each time so many are done, what was compiled for them is given back.
+
+    A program is mapped into memory, and Linux allows a process 65,530 maps: beyond them the compiler crashes. A cell of
+    the tables takes about 300.
+    """
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % every == 0:
+            jax.clear_caches()
 
 
 GONE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "Gloo", "Connection")

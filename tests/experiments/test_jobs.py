@@ -1,7 +1,8 @@
-"""Publishing what a run found."""
+"""Publishing what a run found, and giving back what it compiled."""
 
 import json
 
+import jax
 import numpy as np
 import pytest
 from test_results import outcomes
@@ -64,3 +65,16 @@ def test_a_model_alone_leaves_the_ledger(run, tmp_path):
 def test_other_weights_stay_behind(run, tmp_path):
     jobs.publish(Run(run.directory, cifar10.get_config("gpu")), ("cnn",), [])
     assert [path.name for path in (tmp_path / "results" / "cifar10" / "models").iterdir()] == ["cnn.json"]
+
+
+def test_programs_are_given_back():
+    def alive():
+        return len(jax.devices()[0].client.live_executables())
+
+    function = jax.jit(lambda x: x + x)
+    jax.clear_caches()
+    first, counts = alive(), []
+    for number in jobs.giving_back(range(7), 3):
+        counts.append(alive() - first)
+        function(np.zeros(number, np.float32))
+    assert counts == [0, 1, 2, 0, 1, 2, 0]
