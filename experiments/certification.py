@@ -25,7 +25,7 @@ from experiments.recipes import RECIPES
 from experiments.results import PAPER, check_one_weight, percent, quoted_number
 from experiments.rundir import Config, Run
 from rbf_jax import evaluate
-from rbf_jax.certify import ABSTAIN, certified_radius, certify
+from rbf_jax.certify import ABSTAIN, certified_radius, certify, predicted_class
 from rbf_jax.evaluate import Parts
 from rbf_jax.files import check_facts, read_npz, replacing
 from rbf_jax.types import LogitsFn
@@ -34,8 +34,10 @@ NOTE = (
     "Certified accuracy: share of images in percent, with its 95 % Wilson interval, at which the smoothed model "
     "(Gaussian noise of standard deviation sigma on the image; Cohen et al. 2019) provably has the true class in the "
     "whole l2 ball of that radius; at radius 0, its clean accuracy. 'one draw': each sample draws the defence's own "
-    "noise anew, 'no noise': beta2 = 0. The mean radius counts a wrong class as 0. Where all samples agree the radius "
-    "is the ceiling; beyond it nothing is measured, and the paper's 0.0 for MNIST at radius 1 says no more."
+    "noise anew, 'no noise': beta2 = 0. PREDICT: accuracy of the smoothed model's class, where a binomial test on the "
+    "same samples tells it from the second most frequent one; otherwise it abstains. The mean radius counts a wrong "
+    "class as 0. Where all samples agree the radius is the ceiling; beyond it nothing is measured, and the paper's 0.0 "
+    "for MNIST at radius 1 says no more."
 )
 _FORMS = {"static": "no noise", "draw": "one draw"}
 
@@ -228,26 +230,29 @@ def _row(record: Certificates, data_set: str, radii: Sequence[float]) -> dict[st
     setting = Setting(*(facts[name] for name in Setting._fields))
     ceiling = certified_radius(setting.samples, setting.samples, facts["alpha"], setting.sigma)
     right = record.label == record.truth
+    predicted = np.array([predicted_class(counts, facts["alpha"]) for counts in record.counts])
+
+    def share(count: int) -> dict[str, Any]:
+        interval = evaluate.wilson_interval(count, total)
+        return {"accuracy": round(100 * count / total, 2), "wilson95": [round(100 * end, 2) for end in interval]}
 
     def at(radius: float) -> dict[str, Any]:
         paper = paper_number(data_set, setting, radius)
         if radius > ceiling:
             return {"radius": radius, "accuracy": None, "wilson95": None, "paper": paper, "difference": None}
         certified = int((right & (record.radius >= radius)).sum())
-        accuracy, interval = 100 * certified / total, evaluate.wilson_interval(certified, total)
-        return {
-            "radius": radius,
-            "accuracy": round(accuracy, 2),
-            "wilson95": [round(100 * end, 2) for end in interval],
-            "paper": paper,
-            "difference": None if paper is None else round(accuracy - paper, 1),
-        }
+        difference = None if paper is None else round(100 * certified / total - paper, 1)
+        return {"radius": radius, **share(certified), "paper": paper, "difference": difference}
 
     return {
         **setting._asdict(),
         "N": total,
         "certified": [at(radius) for radius in (0.0, *radii)],
         "abstained": round(100 * float((record.label == ABSTAIN).mean()), 2),
+        "prediction": {
+            **share(int((predicted == record.truth).sum())),
+            "abstained": round(100 * float((predicted == ABSTAIN).mean()), 2),
+        },
         "mean radius": round(float((record.radius * right).mean()), 4),
         "ceiling": round(ceiling, 4),
         **{name: value for name, value in facts.items() if name not in Setting._fields},
@@ -275,7 +280,8 @@ def table(
                 bare = above and at["paper"] is not None
                 line[f"paper's {radius}"] = f"{at['paper']:.1f}" if bare else quoted_number(at)
         line |= {"abstained": f"{row['abstained']:.1f}", "mean radius": f"{row['mean radius']:.3f}"}
-        lines.append(line | {"ceiling": f"{row['ceiling']:.3f}"})
+        line |= {"ceiling": f"{row['ceiling']:.3f}", "PREDICT": percent(row["prediction"])}
+        lines.append(line | {"PREDICT abstained": f"{row['prediction']['abstained']:.1f}"})
     return list(lines[0]), lines
 
 

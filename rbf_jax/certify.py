@@ -196,11 +196,21 @@ def predict(
 
     Reference: PREDICT, Section 3.2.1.
     """
-    from scipy.special import bdtrc  # `import rbf_jax` shall not pay for it
-
     _check(key, image, sigma, alpha, batch_size)
     check_count(n, "n")
-    counts = _sample(key, logits_fn, image, sigma, n, batch_size)
-    label = int(counts.argmax())
+    return predicted_class(_sample(key, logits_fn, image, sigma, n, batch_size), alpha)
+
+
+def predicted_class(counts: Array, alpha: float) -> int:
+    """What `predict` says on these counts: the most frequent class, or `ABSTAIN`.
+
+    Args:
+        counts: int ``(classes,)``, on how many samples f said each class, as in `Certificate`.
+        alpha: probability that the class may be wrong, in (0, 1).
+    """
+    from scipy.special import bdtrc  # `import rbf_jax` shall not pay for it
+
+    check_fraction(alpha, "alpha")
+    label = int(np.argmax(counts))
     top, second = int(counts[label]), int(np.delete(counts, label).max(initial=0))
     return label if 2 * bdtrc(top - 1, top + second, 0.5) <= alpha else ABSTAIN

@@ -46,7 +46,10 @@ PLAN = (
 )
 # The paper's settings, on few images with many samples and on many with fewer; then the others.
 TABLE_VI = (("cnn", 0.2), ("rcnn", 0.2), ("rcnn_plus", 0.3))
-OTHER_SIGMAS = (("cnn", 0.3), ("rcnn", 0.3), ("rcnn_plus", 0.2), ("gaussian_02", 0.2), ("gaussian_03", 0.3))
+OTHER_SIGMAS = (
+    *(("cnn", 0.3), ("rcnn", 0.3), ("rcnn_plus", 0.2)),
+    *((name, sigma) for name in ("cnn_plus", "madry", "rcnn_at", "gaussian_02", "gaussian_03") for sigma in (0.2, 0.3)),
+)
 RUNS = ((50_000, 5, TABLE_VI), (10_000, 25, TABLE_VI), (10_000, 10, OTHER_SIGMAS))
 MORE_RUNS = ((50_000, 100, TABLE_VI), (10_000, 500, TABLE_VI), (10_000, 100, OTHER_SIGMAS))
 STUDIES: dict[str, Any] = {

@@ -255,11 +255,11 @@ def test_the_batch_size_may_change(tmp_path, examples, finished):
     assert figures(path) == figures(finished[1])
 
 
-def record(setting, label, radius, *, truth=None, alpha=0.001, **facts):
+def record(setting, label, radius, *, truth=None, alpha=0.001, counts=None, **facts):
     """Certificates of images of class 1."""
     rows = np.arange(len(label))
     truth = np.ones(len(label), int) if truth is None else np.asarray(truth)
-    counts = np.zeros((len(label), 2), np.int32)
+    counts = np.zeros((len(label), 2), np.int32) if counts is None else np.asarray(counts, np.int32)
     more = {"alpha": alpha, "weights": setting.model, "seconds": 2.5, "commit": "abc"} | facts
     return Certificates(rows, truth, np.asarray(label), np.asarray(radius), counts, setting._asdict() | more)
 
@@ -285,6 +285,16 @@ def test_numbers_of_a_row():
     assert (row["seconds"], row["weights"]) == (2.5, "cnn")
 
 
+def test_prediction_is_from_the_same_counts():
+    # Of 20 samples 3 or fewer tell the classes apart: P(X <= 3) = 0.0013, and of 2 P no more than alpha = 0.003.
+    counts = [[0, 20], [3, 17], [4, 16], [20, 0], [17, 3]]
+    (row,) = certification.make_rows([record(BASELINE, **FIVE, counts=counts, alpha=0.003)], "mnist", ())
+    low, high = (round(100 * end, 2) for end in wilson_interval(2, 5))
+    assert row["prediction"] == {"accuracy": 40.0, "wilson95": [low, high], "abstained": 20.0}
+    (line,) = certification.table([record(BASELINE, **FIVE, counts=counts, alpha=0.003)], "mnist", ())[1]
+    assert (line["PREDICT"], line["PREDICT abstained"]) == (f"40.0 ({low:.1f}-{high:.1f})", "20.0")
+
+
 def test_table():
     records = [
         record(Setting("rcnn", "draw", 0.2, 50_000, 2), [1, 1], [0.71, 0.71]),
@@ -295,7 +305,7 @@ def test_table():
     headings, lines = certification.table(iter(records), "mnist", (0.7, 1.0))
     assert headings == [
         *("model", "sigma", "samples", "N", "radius 0", "radius 0.7", "paper's 0.7", "radius 1", "paper's 1"),
-        *("abstained", "mean radius", "ceiling"),
+        *("abstained", "mean radius", "ceiling", "PREDICT", "PREDICT abstained"),
     ]
     assert all(list(line) == headings for line in lines)
     assert [(line["model"], line["samples"], line["N"]) for line in lines] == [

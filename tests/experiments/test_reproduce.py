@@ -102,7 +102,9 @@ def count_files(folder):
     return sum(len(files) for _, _, files in os.walk(folder))
 
 
-@pytest.mark.parametrize(("kills", "models"), [(1, ("rcnn",)), pytest.param(6, ("cnn", "rcnn"), marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    ("kills", "models"), [(1, ("rcnn",)), pytest.param(6, ("cnn", "rcnn"), marks=pytest.mark.full)]
+)
 def test_killed_at_random_places_it_ends_with_the_same_numbers(tmp_path, kills, models):
     """By how far it has come and not by the clock, so that slow machines are killed everywhere too."""
     chosen = f"--config.models={models}"
