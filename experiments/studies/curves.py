@@ -61,8 +61,7 @@ def _curve(inputs: Inputs, model: str, norm: str, suite: dict[str, Iterative]) -
 
     def add(epsilon: float) -> None:
         for form in RECIPES[model].scored_on:
-            title = f"{norm} {epsilon:g}"
-            row = {"model": model, "form": form, "norm": norm, "epsilon": epsilon, "title": title}
+            row = {"model": model, "form": form, "norm": norm, "epsilon": epsilon}
             rows.append(row | measured(right[form][-1:]))
 
     add(0.0)
@@ -104,6 +103,14 @@ def seconds(config: Config, settings: dict[str, Any], speed: Speeds) -> float:
     return steps * sum(step_seconds(speed, model) for model in settings["models"])
 
 
+def _budget(row: Row) -> Row:
+    """A row with its title; what is no short decimal is one of the levels of 8 bits."""
+    radius = f"{row['epsilon']:g}"
+    if len(radius) > len("0.0001"):
+        radius = f"{255 * row['epsilon']:g}/255"
+    return row | {"title": f"{row['norm']} {radius}"}
+
+
 STUDY = Study(
     "Accuracy against epsilon",
     "Accuracy in percent with its 95 % Wilson interval, under APGD on the cross-entropy and then on the margin loss, "
@@ -113,6 +120,6 @@ STUDY = Study(
     "leave less. Images of models with noise are driven on where they are broken without it.",
     settings,
     measure,
-    lambda rows: pivot(rows, "budget"),
+    lambda rows: pivot([_budget(row) for row in rows], "budget"),
     seconds,
 )

@@ -113,6 +113,8 @@ def test_curves_of_linear_models(tmp_path, monkeypatch, examples, forms):
     assert [line["budget"] for line in lines] == ["linf 0", "linf 0.02", "linf 0.05", "linf 0.08"]
     assert lines[3]["CNN"].startswith(f"{linf[-1]:.1f} (")
     assert "linf 0.08" in format_table(headings, lines)
+    levels = [row | {"epsilon": 2 / 255} for row in record["rows"][:1]]
+    assert curves.STUDY.table(levels)[1][0]["budget"] == "linf 2/255"
 
 
 class Fake:
