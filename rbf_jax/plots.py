@@ -26,9 +26,20 @@ _MOST_CAPTIONS = 64
 _CLIP = 3.0
 _INCHES_PER_CHARACTER = 0.08
 _FRAME = "0.6"
-# Seven colours that stay apart for the colour-blind (Okabe and Ito), seven markers, four dashes: 28 different lines.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_MARKERS, _DASHES = "os^DvPX", ("-", "--", "-.", ":")
+# Colours that stay apart for the colour-blind (Okabe and Ito; wine, olive and grey), markers, dashes: 20 different looks.
+_COLOURS = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#CC79A7",
+    "#E69F00",
+    "#56B4E9",
+    "#000000",
+    "#882255",
+    "#999933",
+    "#888888",
+)
+_MARKERS, _DASHES = "os^DvPX<>p", ("-", "--", "-.", ":")
 
 
 class _Figure(Figure):
