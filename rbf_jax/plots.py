@@ -26,7 +26,7 @@ _MOST_CAPTIONS = 64
 _CLIP = 3.0
 _INCHES_PER_CHARACTER = 0.08
 _FRAME = "0.6"
-# Colours that stay apart for the colour-blind (Okabe and Ito; wine, olive and grey), markers, dashes: 20 different looks.
+# Colours that stay apart for the colour-blind (Okabe and Ito; wine, olive, grey), markers, dashes: 20 different looks.
 _COLOURS = (
     "#0072B2",
     "#D55E00",
