@@ -50,6 +50,7 @@ class Suite(NamedTuple):
         logits_fn: what is attacked, by attacks that do not bring a form of their own.
         judge: the prediction that scores.
         redraws: of the judge, for picking an example's worst attack and for scoring it.
+        budget: norm and radius of the attacks.
     """
 
     title: str
@@ -57,6 +58,7 @@ class Suite(NamedTuple):
     logits_fn: LogitsFn
     judge: LogitsFn
     redraws: tuple[int, int]
+    budget: tuple[str, float]
 
 
 def secret(
@@ -140,6 +142,7 @@ def meet(
     determined: dict[str, Any] = {
         "attack": name,
         "suite": suite.title,
+        "budget": list(suite.budget),
         "seed": seed,
         "redraws": list(suite.redraws),
         "weights": evaluate.fingerprint(suite.judge),
@@ -205,8 +208,8 @@ def job() -> None:
     redraws = config.attack.selection, config.attack.scoring
     hidden = secret(forms, smoother, identity, source, norm, epsilon)
     suites = (
-        Suite("secret noise", hidden, forms["static"], forms["predict"], redraws),
-        Suite("known noise", known(norm, epsilon), under_one_draw, under_one_draw, (1, 1)),
+        Suite("secret noise", hidden, forms["static"], forms["predict"], redraws, first_budget(config)),
+        Suite("known noise", known(norm, epsilon), under_one_draw, under_one_draw, (1, 1), first_budget(config)),
     )
     folder = run.directory / "arena" / f"{name}-{count}"
     settings = {
