@@ -14,6 +14,7 @@ from rbf_jax import process
 if __name__ == "__main__":
     process.ensure()
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ class Suite(NamedTuple):
     """
 
     title: str
-    attacks: dict[str, Iterative | Composed]
+    attacks: Mapping[str, Iterative | Composed]
     logits_fn: LogitsFn
     judge: LogitsFn
     redraws: tuple[int, int]
