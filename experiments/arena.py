@@ -36,7 +36,6 @@ from rbf_jax.files import check_facts
 from rbf_jax.types import LogitsFn, Norm
 
 MODEL = flags.DEFINE_enum("model", "rcnn", [name for name, recipe in RECIPES.items() if recipe.defended], "which model")
-IMAGES = flags.DEFINE_integer("images", 200, "how many test images, drawn as for the tables")
 
 SURROGATES = (1.0, 3.0, 8.0)
 """Sharpness of the fronts that are attacked before the real one, where the exponent is annealed."""
@@ -191,7 +190,7 @@ def meet(
 
 def job() -> None:
     """Runs both suites and says what each attack left, and the worst of them for each example."""
-    run, name, count = jobs.open_run(), str(MODEL.value), int(IMAGES.value or 0)
+    run, name, count = jobs.open_run(), str(MODEL.value), contests.IMAGES.value or 200
     config = run.config
     examples = learn.load(config, jobs.DATA_DIR.value)
     filters = learn.fit_filters(run, examples, RECIPES[name].filters)

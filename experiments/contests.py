@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import flags
 
 from experiments import results
 from experiments.recipes import RECIPES
@@ -12,6 +13,8 @@ from experiments.report import format_table
 from rbf_jax import evaluate
 from rbf_jax.evaluate import Outcomes
 from rbf_jax.files import read_json
+
+IMAGES = flags.DEFINE_integer("images", None, "how many test images are attacked")
 
 SPENT = ("forward passes an image", "backward passes an image", "seconds an image")
 

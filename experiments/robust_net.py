@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 from jax.tree_util import Partial
 
-from experiments import jobs
+from experiments import contests, jobs
 from experiments.provenance import provenance
 from experiments.report import slug
 from rbf_jax import attacks, data, evaluate
@@ -33,7 +33,6 @@ from rbf_jax.models.layers import conv, max_pool
 from rbf_jax.types import Array, Key
 
 WEIGHTS = flags.DEFINE_string("weights", None, "file of the network's weights")
-IMAGES = flags.DEFINE_integer("images", 10_000, "the first so many test images")
 
 EPSILON = 0.3
 OTHERS = {"PGD-40": 96.07, "PGD-1000": 95.60, "FAB": 93.33, "AutoAttack": 92.81, "Square": 92.58, "the record": 92.46}
@@ -121,7 +120,7 @@ def stages() -> dict[str, Stage]:
 
 def job() -> None:
     """Runs the stages."""
-    logits_fn, total = load(Path(str(WEIGHTS.value))), IMAGES.value
+    logits_fn, total = load(Path(str(WEIGHTS.value))), contests.IMAGES.value or 10_000
     split = data.load("mnist", "test", jobs.DATA_DIR.value)
     images, labels = data.as_float(split.images[:total]), split.labels[:total]
     directory = jobs.run_directory(f"robust-net-{total}")

@@ -44,7 +44,9 @@ def pytest_collection_modifyitems(items):
         # What is refused is not compiled.
         if Path(__file__).parent / "attacks" in item.path.parents and "test_bad" not in item.name:
             cases[item.nodeid.split("[")[0]].append(item)
-    for of_one in filter(lambda of_one: len(of_one) > 6, cases.values()):
+    for of_one in cases.values():
+        if len(of_one) <= 6 or any(item.get_closest_marker("full") for item in of_one):
+            continue  # the others say themselves which cases are default ones
         # Mixed, as every third may be all of one norm; the same ones each time.
         mixed = sorted(of_one, key=lambda item: zlib.crc32(item.nodeid.encode()))
         for item in mixed[-(-len(mixed) // 3) :]:
