@@ -22,7 +22,7 @@ from experiments.evaluation import Models, drawn
 from experiments.learn import Examples
 from experiments.provenance import provenance
 from experiments.recipes import RECIPES
-from experiments.results import PAPER, check_one_weight, percent, quoted_number
+from experiments.results import PAPER, check_one_weight, measured, percent, quoted_number
 from experiments.rundir import Config, Run
 from rbf_jax import evaluate
 from rbf_jax.certify import ABSTAIN, certified_radius, certify, predicted_class
@@ -226,31 +226,27 @@ def make_rows(records: Iterable[Certificates], data_set: str, radii: Sequence[fl
 
 
 def _row(record: Certificates, data_set: str, radii: Sequence[float]) -> dict[str, Any]:
-    facts, total = record.facts, len(record.rows)
+    facts = record.facts
     setting = Setting(*(facts[name] for name in Setting._fields))
     ceiling = certified_radius(setting.samples, setting.samples, facts["alpha"], setting.sigma)
     right = record.label == record.truth
     predicted = np.array([predicted_class(counts, facts["alpha"]) for counts in record.counts])
 
-    def share(count: int) -> dict[str, Any]:
-        interval = evaluate.wilson_interval(count, total)
-        return {"accuracy": round(100 * count / total, 2), "wilson95": [round(100 * end, 2) for end in interval]}
-
     def at(radius: float) -> dict[str, Any]:
         paper = paper_number(data_set, setting, radius)
         if radius > ceiling:
             return {"radius": radius, "accuracy": None, "wilson95": None, "paper": paper, "difference": None}
-        certified = int((right & (record.radius >= radius)).sum())
-        difference = None if paper is None else round(100 * certified / total - paper, 1)
-        return {"radius": radius, **share(certified), "paper": paper, "difference": difference}
+        certified = measured((right & (record.radius >= radius))[None])
+        difference = None if paper is None else round(certified["accuracy"] - paper, 1)
+        return {"radius": radius, **certified, "paper": paper, "difference": difference}
 
     return {
         **setting._asdict(),
-        "N": total,
+        "N": len(record.rows),
         "certified": [at(radius) for radius in (0.0, *radii)],
         "abstained": round(100 * float((record.label == ABSTAIN).mean()), 2),
         "prediction": {
-            **share(int((predicted == record.truth).sum())),
+            **measured((predicted == record.truth)[None]),
             "abstained": round(100 * float((predicted == ABSTAIN).mean()), 2),
         },
         "mean radius": round(float((record.radius * right).mean()), 4),

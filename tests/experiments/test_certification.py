@@ -290,7 +290,7 @@ def test_prediction_is_from_the_same_counts():
     counts = [[0, 20], [3, 17], [4, 16], [20, 0], [17, 3]]
     (row,) = certification.make_rows([record(BASELINE, **FIVE, counts=counts, alpha=0.003)], "mnist", ())
     low, high = (round(100 * end, 2) for end in wilson_interval(2, 5))
-    assert row["prediction"] == {"accuracy": 40.0, "wilson95": [low, high], "abstained": 20.0}
+    assert row["prediction"] == {"N": 5, "accuracy": 40.0, "wilson95": [low, high], "abstained": 20.0}
     (line,) = certification.table([record(BASELINE, **FIVE, counts=counts, alpha=0.003)], "mnist", ())[1]
     assert (line["PREDICT"], line["PREDICT abstained"]) == (f"40.0 ({low:.1f}-{high:.1f})", "20.0")
 
