@@ -201,15 +201,15 @@ def job() -> None:
     smoother: list[LogitsFn] = [defend(filters, classifier, beta1=beta1, beta2=0.0).static for beta1 in SURROGATES]
     rebuild = Partial(learn.keyed, front_end(RECIPES[name], config.preset, filters, testing=True))
     identity = attacks.straight_through(rebuild, classifier)
-    norm_name, epsilon = first_budget(config)
+    budget = norm_name, epsilon = first_budget(config)
     norm, rows = NORMS[norm_name], evaluation.drawn(config, count)
     targets = Examples(examples.test.images[rows], examples.test.labels[rows])
     under_one_draw = attacks.known_noise(forms["predict"], jax.random.key(config.seed + 3))
     redraws = config.attack.selection, config.attack.scoring
     hidden = secret(forms, smoother, identity, source, norm, epsilon)
     suites = (
-        Suite("secret noise", hidden, forms["static"], forms["predict"], redraws, first_budget(config)),
-        Suite("known noise", known(norm, epsilon), under_one_draw, under_one_draw, (1, 1), first_budget(config)),
+        Suite("secret noise", hidden, forms["static"], forms["predict"], redraws, budget),
+        Suite("known noise", known(norm, epsilon), under_one_draw, under_one_draw, (1, 1), budget),
     )
     folder = run.directory / "arena" / f"{name}-{count}"
     settings = {
