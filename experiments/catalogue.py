@@ -198,6 +198,12 @@ def cells(config: Config) -> Iterator[Cell]:
                         yield cell
 
 
+def ball(norm: str, epsilon: float) -> str:
+    """A budget as tables name it; a radius that is no short decimal is a level of 8 bits: ``linf 8/255``."""
+    radius = f"{epsilon:g}"
+    return f"{norm} {radius if len(radius) <= len('0.0001') else f'{255 * epsilon:g}/255'}"
+
+
 def first_budget(config: Config) -> tuple[str, float]:
     """Norm and epsilon of the plan's first line."""
     return config.attack.plan[0][1][0]
@@ -215,12 +221,14 @@ def _cell(config: Config, model: str, item: str, norm: str, epsilon: float, most
     settings = settings if isinstance(settings, dict) else settings.to_dict()
     if beta2 and float(beta2) not in attack.beta2:
         raise ValueError(f"config.attack.plan has {item!r}, but config.attack.beta2 is {tuple(attack.beta2)}")
+    if beta2 and float(beta2) == config.beta2:
+        beta2 = ""
     crafted_on = (KINDS[kind].form or RECIPES[source or model].gradient_form) if norm else ""
     level = f"@{beta2}" if beta2 else ""
     scored_on = recipe.scored_on
     if recipe.defended and noisy:
         scored_on = (f"predict{level}",)
     elif recipe.defended and model in attack.beta2_models:
-        scored_on += tuple(f"predict@{beta2:g}" for beta2 in attack.beta2)
+        scored_on += tuple(f"predict@{level:g}" for level in attack.beta2 if level != config.beta2)
     total = min(count, most, config.examples.test)
     return Cell(model, source or model, kind, norm, epsilon, f"{crafted_on}{level}", scored_on, total, settings)

@@ -8,6 +8,7 @@ import numpy as np
 from absl import flags
 
 from experiments import results
+from experiments.catalogue import ball
 from experiments.recipes import RECIPES
 from experiments.report import format_table
 from rbf_jax import evaluate
@@ -46,7 +47,7 @@ def union(ledgers: Sequence[Outcomes]) -> np.ndarray:
 
 def arena(settings: dict[str, Any], ledgers: Sequence[Outcomes]) -> str:
     """Every attack on one defended model, by threat model, the strongest first."""
-    title = f"{RECIPES[settings['model']].title}, {settings['set']}, {settings['norm']} {settings['epsilon']:g}"
+    title = f"{RECIPES[settings['model']].title}, {settings['set']}, {ball(settings['norm'], settings['epsilon'])}"
     parts = [
         f"# Every attack on one model: {title}",
         f"Percent of {settings['N']} images that are classified rightly under each attack, with the 95 % Wilson "

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import certification, evaluation, learn
-from experiments.catalogue import ATTACK_STEP, cells
+from experiments.catalogue import ATTACK_STEP, ball, cells
 from experiments.recipes import RECIPES
 from experiments.rundir import Run
 from rbf_jax import RBFFilters, parallel, reconstruct
@@ -97,9 +97,8 @@ def attacking(run: Run, speed: Speeds) -> list[Stage]:
             crafted.add(cell.folder)
             seconds += cell.examples * cell.passes * ATTACK_STEP * speed.look(cell.source)
         if todo:
-            title = " ".join(
-                filter(None, (cell.title, cell.norm, f"{cell.epsilon:g}" * bool(cell.norm), "on", cell.model))
-            )
+            met = f"{cell.title} {ball(cell.norm, cell.epsilon)}" if cell.norm else cell.title
+            title = f"{met} on {cell.model}"
             stages.append((f"{title}, {cell.examples} images", seconds))
     return stages
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments.catalogue import KINDS, NORMS, Cell
+from experiments.catalogue import KINDS, NORMS, Cell, ball
 from experiments.learn import Examples
 from experiments.provenance import provenance
 from experiments.rundir import Config, Run
@@ -126,7 +126,7 @@ def craft(run: Run, examples: Examples, cell: Cell, models: Models) -> np.ndarra
         leave=cell.leaves,
         batch_size=config.attack.batch_size,
         parts=Parts(directory, {"attack": cell.attack, "norm": cell.norm, "epsilon": cell.epsilon} | cell.settings),
-        progress=f"{cell.title} {cell.norm} {cell.epsilon:g} on {cell.source}",
+        progress=f"{cell.title} {ball(cell.norm, cell.epsilon)} on {cell.source}",
     )
     return np.asarray(result.images)
 

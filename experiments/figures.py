@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import Partial
 
 from experiments import evaluation, learn, results, studies
-from experiments.catalogue import NORMS, Cell, cells
+from experiments.catalogue import KINDS, NORMS, Cell, ball, cells, first_budget
 from experiments.evaluation import Models
 from experiments.learn import Examples
 from experiments.recipes import RECIPES
@@ -29,7 +30,7 @@ Section = tuple[str, str, Figure, str]
 
 # The paper's, and beside them what tells the part of the front end from that of the training.
 COMPARED = ("cnn", "cnn_plus", "madry", "rcnn", "rcnn_plus", "rcnn_at")
-SHOWN, POINTS = 8, 1_000
+SHOWN, POINTS, CUT = 8, 1_000, 30
 FAR, FAR_STEPS = 3, 100
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
@@ -50,13 +51,15 @@ def save(directory: Path, drawn: Sequence[Section]) -> list[Path]:
 
 def sections(run: Run, test: Examples, filters: RBFFilters, forms: Models) -> list[Section]:
     """The figures for which the configuration has the models, the attacks and the studies."""
-    forms, count = {name: forms[name] for name in COMPARED if name in forms}, len(filters.variances)
+    everyone, count = forms, len(filters.variances)
+    forms = {name: forms[name] for name in COMPARED if name in forms}
     text = f"The EM found {count} filters, templates of 3x3 patches. Every image is rebuilt from them."
     return [
         ("The filters (Fig. 2)", text, plots.filters(filters), f"{count} filter means"),
         *_reconstructions(run, test, filters, forms),
         *_perception(run, test, forms),
         *_gradients(test, forms),
+        *_losses(run, test, forms | {name: everyone[name] for name in ("rcnn_long",) if name in everyone}),
         *_far(run, test, forms),
         *_studies(run),
     ]
@@ -171,6 +174,53 @@ def _gradients(test: Examples, forms: Models) -> Iterator[Section]:
     )
 
 
+_cuts = jax.jit(saliency.losses_along)
+
+
+def _losses(run: Run, test: Examples, forms: Models) -> Iterator[Section]:
+    """Cuts through the loss surface at the tables' first budget; towards APGD's images where the plan has APGD."""
+    config = run.config
+    if not forms or not config.attack.plan:
+        return
+    norm, epsilon = first_budget(config)
+    settings = config.attack.settings.get("apgd") if any(cell.attack == "apgd" for cell in cells(config)) else None
+    rows = evaluation.drawn(config, min(CUT, config.examples.test))
+    images, labels, key = test.images[rows], test.labels[rows], jax.random.key(0)
+    shares = np.linspace(-2, 2, 17, dtype=np.float32)
+    panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
+    for name, model in forms.items():
+        static = model["static"]
+        directions = {
+            "up the gradient's sign": jnp.sign(saliency.loss_gradients(key, static, images, labels)),
+            "along random signs": jax.random.rademacher(jax.random.key(1), images.shape, images.dtype),
+        }
+        if settings:
+            # Not the images of the tables, which are left as they are once they are broken.
+            kind, facts = KINDS["apgd"], {"attack": "apgd", "norm": norm, "epsilon": epsilon, **settings}
+            result = evaluate.run_attack(
+                jax.random.key(config.seed + 1),
+                kind.make(NORMS[norm], epsilon, settings.to_dict(), model),
+                static,
+                images,
+                labels,
+                batch_size=min(config.attack.batch_size, CUT),
+                parts=Parts(run.directory / "attacks" / f"figure-loss-{name}", facts),
+            )
+            directions[f"towards {kind.title.format(**settings)}'s image"] = (result.images - images) / epsilon
+        for title, direction in directions.items():
+            losses = parallel.fetch(_cuts(key, static, images, labels, direction, epsilon * shares))
+            panels.setdefault(title, {})[RECIPES[name].title] = (shares, losses.mean(-1))
+    yield (
+        "The loss around an image",
+        f"Mean cross-entropy of {len(rows)} test images, each moved along a line, for each model without noise: cuts "
+        f"through its loss surface. A distance of 1 is {ball(norm, epsilon)}, or the attacked image. Where the loss "
+        "rises little up the gradient's sign, and much towards an image that more steps have found, the gradient at "
+        "the image does not show the way.",
+        plots.curves(panels, "distance", "cross-entropy"),
+        "lines of the mean cross-entropy against the distance from the images, for each model",
+    )
+
+
 def _far(run: Run, test: Examples, forms: Models) -> Iterator[Section]:
     """Fig. 6; the images are crafted once."""
     if not forms:
@@ -247,7 +297,7 @@ def _images(run: Run, test: Examples, cell: Cell, forms: Models, rows: np.ndarra
 
 
 def _title(cell: Cell) -> str:
-    return f"{cell.title}, {cell.norm} {cell.epsilon:g}, on {RECIPES[cell.model].title}"
+    return f"{cell.title}, {ball(cell.norm, cell.epsilon)}, on {RECIPES[cell.model].title}"
 
 
 def _classes(logits_fn: LogitsFn, images: np.ndarray) -> np.ndarray:

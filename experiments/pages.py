@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 from experiments import paper_tables, results
-from experiments.catalogue import KINDS
+from experiments.catalogue import KINDS, ball
 from experiments.paper_tables import Row, Rows, Table, text
 from experiments.recipes import RECIPES
 from experiments.report import format_table
@@ -39,7 +39,7 @@ def sections(
         found.append(Section("Worst cases", _ON_WORST, paper_tables.unions(by_name)))
         budgets = dict.fromkeys((row["norm"], row["epsilon"]) for row in rows if row["norm"])
         for norm, epsilon in budgets:
-            found.append(Section(f"Every attack, {norm} {epsilon:g}", "", every_attack(rows, norm, epsilon)))
+            found.append(Section(f"Every attack, {ball(norm, epsilon)}", "", every_attack(rows, norm, epsilon)))
     else:
         found.append(Section("Accuracy", "", results.table(rows)))
     took = Section("Seconds", _ON_SECONDS, paper_tables.seconds(Rows(rows)))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from experiments.catalogue import ball
 from experiments.recipes import RECIPES
 from experiments.results import PAPER, UNION, WORST, column_title, percent
 
@@ -234,7 +235,7 @@ def noise_levels(data_set: str, rows: Rows) -> Table:
     for key, numbers in paper.items():
         norm, _, attack = key.rpartition("/")
         epsilon = budget(data_set, norm) if norm else 0.0
-        line = {"attack": NAMES[attack] if not norm else f"{norm} {epsilon:g}, {NAMES[attack]}"}
+        line = {"attack": NAMES[attack] if not norm else f"{ball(norm, epsilon)}, {NAMES[attack]}"}
         for level, form, number in zip(levels, forms, numbers, strict=True):
             row = rows.find("rcnn_plus", attack, norm, epsilon, form)
             same = row is None and attack == "bpda_eot" and form == "static"
@@ -261,7 +262,7 @@ def unions(rows: Rows) -> Table:
     lines = [
         {
             "model": column_title(row["model"], row["scored_on"]),
-            "budgets": f"{row['norm']} {row['epsilon']:g}" if row["norm"] else row["title"].partition(": ")[2],
+            "budgets": ball(row["norm"], row["epsilon"]) if row["norm"] else row["title"].partition(": ")[2],
             "left": text(row),
             "attacks": ", ".join(row["attacks"]),
         }
@@ -276,7 +277,7 @@ def seconds(rows: Rows) -> Table:
     headings, lines = ["attack", *(RECIPES[name].title for name in models)], dict[str, dict[str, str]]()
     taken: dict[tuple[str, str], tuple[float, float]] = {}
     for row in (row for row in rows.all if row["norm"] and row["attack"] != WORST):
-        key = (f"{row['title']}, {row['norm']} {row['epsilon']:g}", RECIPES[row["model"]].title)
+        key = (f"{row['title']}, {ball(row['norm'], row['epsilon'])}", RECIPES[row["model"]].title)
         _, scoring = taken.get(key, (0.0, 0.0))
         taken[key] = row["crafting seconds"], scoring + row["scoring seconds"]
     for (attack, model), both in taken.items():

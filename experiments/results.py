@@ -1,13 +1,14 @@
 """What is published: rows and tables, made from the ledger alone."""
 
 import functools
+import itertools
 import json
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
-from experiments.catalogue import KINDS
+from experiments.catalogue import KINDS, ball
 from experiments.provenance import ROOT
 from experiments.recipes import RECIPES
 from rbf_jax import evaluate
@@ -70,7 +71,7 @@ def make_rows(
             rows += _worst(data_set, [group], {"attack": WORST, "title": WORST, "norm": norm, "epsilon": epsilon})
         for union in unions:
             if all(budget in budgets for budget in union.items()):
-                title = f"{UNION}: " + ", ".join(f"{norm} {epsilon:g}" for norm, epsilon in union.items())
+                title = f"{UNION}: " + ", ".join(itertools.starmap(ball, union.items()))
                 parts = [budgets[budget] for budget in union.items()]
                 rows += _worst(data_set, parts, {"attack": UNION, "title": title, "norm": "", "epsilon": 0.0})
     return rows
@@ -193,7 +194,7 @@ def table(rows: list[dict[str, Any]]) -> tuple[list[str], list[dict[str, str]]]:
         headings += [title, *([f"paper's {title}"] if key in quoted else [])]
     lines: dict[tuple[Any, ...], dict[str, str]] = {}
     for row in sorted(rows, key=_rank):
-        name = row["title"] if not row["norm"] else f"{row['title']}, {row['norm']} {row['epsilon']:g}"
+        name = row["title"] if not row["norm"] else f"{row['title']}, {ball(row['norm'], row['epsilon'])}"
         line = lines.setdefault((name, row["N"]), dict.fromkeys(headings, "") | {"attack": name, "N": str(row["N"])})
         title = column_title(*_column(row))
         line[title] = percent(row)

@@ -25,6 +25,7 @@ from ml_collections import config_flags
 from tqdm import tqdm
 
 from experiments import jobs
+from experiments.catalogue import ball
 from experiments.paper_tables import Rows, Table, text
 from experiments.recipes import RECIPES
 from experiments.report import format_table
@@ -107,7 +108,7 @@ def summary(found: list[tuple[Point, list[dict[str, Any]]]]) -> Table:
                 title = column_title(model, form)
                 line[f"{title}: clean"] = text(rows.find(model, "clean", "", 0.0, form))
                 for norm, epsilon in budgets:
-                    line[f"{title}: worst in {norm} {epsilon:g}"] = text(worst(rows, model, form, norm, epsilon))
+                    line[f"{title}: worst in {ball(norm, epsilon)}"] = text(worst(rows, model, form, norm, epsilon))
         columns |= dict.fromkeys(line)
         lines.append(line)
     return list(columns), [{name: line.get(name, "") for name in columns} for line in lines]

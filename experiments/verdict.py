@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.catalogue import ball
 from experiments.pages import MODELS, Section, origin
 from experiments.paper_tables import COMPARED, NOT_RUN, Row, Rows, Table, budget, form_of, least, text
 from experiments.provenance import ROOT, published_as
@@ -45,15 +46,13 @@ def headline(data_set: str, rows: Rows) -> Table:
 
 def worth(data_set: str, rows: Rows) -> Table:
     """What is left of each model in the worst case, within the paper's budgets."""
-    headings = ["model", "clean", *(f"{norm} {budget(data_set, norm):g}" for norm in ("linf", "l2", "l1")), "all three"]
+    headings = ["model", "clean", *(ball(norm, budget(data_set, norm)) for norm in ("linf", "l2", "l1")), "all three"]
     lines = []
     for model in (name for name in COMPARED if name in rows.models()):
         for form in RECIPES[model].scored_on:
             line = {"model": column_title(model, form), "clean": text(rows.find(model, "clean", "", 0.0, form))}
             for norm in ("linf", "l2", "l1"):
-                line[f"{norm} {budget(data_set, norm):g}"] = text(
-                    worst(rows, model, form, norm, budget(data_set, norm))
-                )
+                line[ball(norm, budget(data_set, norm))] = text(worst(rows, model, form, norm, budget(data_set, norm)))
             unions = [r for r in rows.all if (r["model"], r["scored_on"], r["attack"]) == (model, form, UNION)]
             line["all three"] = text(least(unions))
             lines.append(line)
@@ -76,7 +75,7 @@ def gains(data_set: str, ledger: Sequence[Outcomes]) -> Table:
         ("front end, against a k-means codebook", (short, "static"), ("kmeans", "static")),
     ]
     norms = ("linf", "l2", "l1")
-    headings, lines = ["what is added", *(f"{norm} {budget(data_set, norm):g}" for norm in norms)], []
+    headings, lines = ["what is added", *(ball(norm, budget(data_set, norm)) for norm in norms)], []
     for title, one, other in pairs:
         if one[0] not in present or other[0] not in present:
             continue
@@ -84,7 +83,7 @@ def gains(data_set: str, ledger: Sequence[Outcomes]) -> Table:
         for norm in norms:
             epsilon = budget(data_set, norm)
             found = gain(ledger, one, other, norm, epsilon)
-            line[f"{norm} {epsilon:g}"] = NOT_RUN if found is None else f"{found[0]:+.1f}, N={found[1]}"
+            line[ball(norm, epsilon)] = NOT_RUN if found is None else f"{found[0]:+.1f}, N={found[1]}"
         lines.append(line)
     return headings, lines
 
@@ -99,7 +98,7 @@ def held(rows: Rows) -> tuple[Table, Table]:
         return {
             "model": RECIPES[row["model"]].title,
             "attack": row["title"],
-            "budget": f"{row['norm']} {row['epsilon']:g}" if row["norm"] else "–",
+            "budget": ball(row["norm"], row["epsilon"]) if row["norm"] else "–",
             "paper": f"{row['paper']:.1f}",
             "ours": text(row),
             "difference": f"{row['accuracy'] - row['paper']:+.1f}",

@@ -1,4 +1,4 @@
-"""Loss gradients (Fig. 5 of the paper)."""
+"""The loss around an image: its gradients (Fig. 5 of the paper), and along a line."""
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,40 @@ def loss_gradients(key: Key, logits_fn: LogitsFn, images: Array, labels: Array) 
         return cross_entropy(logits, labels, None).sum()
 
     return jax.grad(loss)(images)
+
+
+def losses_along(
+    key: Key, logits_fn: LogitsFn, images: Array, labels: Array, directions: Array, distances: Array
+) -> Array:
+    """Cross-entropy of each image on the line through it: ``L(f(clip(x + t d, 0, 1)), y)``, a cut through its surface.
+
+    Args:
+        key: for a randomised model, which meets the same noise at every distance.
+        logits_fn: the model.
+        images: float32 ``(B, H, W, C)`` in [0, 1].
+        labels: int32 ``(B,)``.
+        directions: d ``(B, H, W, C)``, of any length.
+        distances: t ``(S,)``, in units of the directions.
+
+    Returns:
+        Losses ``(S, B)``, at least 0.
+
+    Raises:
+        ValueError: images or labels out of range, or directions of another shape than the images.
+
+    Reference: the curvature that gradient masking leaves, Tramèr et al., ICLR 2018 (arXiv:1705.07204), Fig. 1.
+    """
+    check_images(images)
+    check_labels(labels, images.shape[0])
+    if directions.shape != images.shape:
+        raise ValueError(f"directions must have the images' shape {images.shape}, got {directions.shape}")
+
+    def at(distance: Array) -> Array:
+        logits = logits_fn(key, jnp.clip(images + distance * directions, 0, 1))
+        check_labels(labels, images.shape[0], logits.shape[-1])
+        return cross_entropy(logits, labels, None)
+
+    return jax.lax.map(at, distances)
 
 
 def as_picture(gradients: Array, clip: float = 3.0) -> Array:

@@ -1,4 +1,4 @@
-"""Loss gradients against closed forms and finite differences."""
+"""Loss gradients and losses along lines against closed forms and finite differences."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from helpers import float64
 from scipy.special import log_softmax, softmax
 
-from rbf_jax.saliency import as_picture, loss_gradients
+from rbf_jax.saliency import as_picture, loss_gradients, losses_along
 
 SHAPE, CLASSES = (5, 4, 3, 2), 6
 LABELS = jnp.asarray([0, 5, 2, 2, 1], jnp.int32)
@@ -100,3 +100,40 @@ def test_bad_arguments_are_named(weights, images, arguments, message):
     options = dict(images=images, labels=LABELS) | arguments
     with pytest.raises(ValueError, match=message):
         loss_gradients(jax.random.key(0), lambda key, x: x.reshape(len(x), -1) @ weights, **options)
+
+
+def test_losses_along_a_line_are_those_of_the_clipped_images(rng, weights, images):
+    directions, distances = rng.normal(size=SHAPE).astype(np.float32), np.array([-0.5, 0, 0.25, 3], np.float32)
+
+    def noisy(key, x):
+        return (x + jax.random.normal(key, x.shape)).reshape(len(x), -1) @ weights
+
+    key = jax.random.key(3)
+    found = jax.jit(losses_along, static_argnums=1)(key, noisy, images, LABELS, directions, distances)
+    assert found.shape == (4, 5)
+    noise = float64(jax.random.normal(key, SHAPE))
+    for distance, losses in zip(distances, found, strict=True):
+        moved = np.clip(float64(images) + distance * directions, 0, 1)
+        logits = (moved + noise).reshape(5, -1) @ float64(weights)
+        np.testing.assert_allclose(losses, -log_softmax(logits, -1)[np.arange(5), LABELS], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"images": jnp.full(SHAPE, 2.0)}, r"images must lie in \[0, 1\]"),
+        ({"labels": LABELS + 1}, "labels"),
+        (
+            {"directions": jnp.ones((5, 4, 3, 1))},
+            r"directions must have the images' shape \(5, 4, 3, 2\), got \(5, 4, 3, 1\)",
+        ),
+    ],
+)
+def test_lines_that_cannot_be_are_refused(weights, images, arguments, message):
+    def logits_fn(key, x):
+        del key
+        return x.reshape(len(x), -1) @ weights
+
+    given = {"images": images, "labels": LABELS, "directions": jnp.ones(SHAPE)} | arguments
+    with pytest.raises(ValueError, match=message):
+        losses_along(jax.random.key(0), logits_fn, distances=jnp.ones(2), **given)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.catalogue import KINDS, NORMS
+from experiments.catalogue import KINDS, NORMS, ball
 from experiments.cost import Speeds
 from experiments.paper_tables import Table, text
 from experiments.recipes import RECIPES
@@ -64,7 +64,7 @@ def measure(inputs: Inputs) -> list[Row]:
             # As many images at once, counting the draws, as in the tables.
             size = max(1, config.attack.batch_size * config.draws // max(draws, config.draws))
             point = {"beta1": beta1, "beta2": beta2, "scale": scale, "draws": draws}
-            for attack, ball, seen in (
+            for attack, threat, seen in (
                 ("clean", {"norm": "", "epsilon": 0.0}, clean),
                 (KINDS["pgd"].title.format(**settings["pgd"]), within, attacked._replace(images=images)),
             ):
@@ -72,7 +72,7 @@ def measure(inputs: Inputs) -> list[Row]:
                 name = f"{model}-beta1-{beta1:g}-beta2-{beta2:g}-{scale}-m-{draws}-{attack.lower()}"
                 right = inputs.right(predict, seen, batch_size=size, name=name)
                 row = {"model": model, "form": "predict", "title": title, "attack": attack}
-                rows.append(row | ball | point | measured(right))
+                rows.append(row | threat | point | measured(right))
     return rows
 
 
@@ -88,7 +88,7 @@ def seconds(config: Config, settings: dict[str, Any], speed: Speeds) -> float:
 
 
 def _column(row: Row) -> str:
-    return f"{row['attack']}, {row['norm']} {row['epsilon']:g}" if row["norm"] else row["attack"]
+    return f"{row['attack']}, {ball(row['norm'], row['epsilon'])}" if row["norm"] else row["attack"]
 
 
 def _table(rows: list[Row]) -> Table:

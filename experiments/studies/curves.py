@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.catalogue import KINDS, NORMS
+from experiments.catalogue import KINDS, NORMS, ball
 from experiments.cost import Speeds
 from experiments.recipes import RECIPES
 from experiments.results import measured
@@ -103,14 +103,6 @@ def seconds(config: Config, settings: dict[str, Any], speed: Speeds) -> float:
     return steps * sum(step_seconds(speed, model) for model in settings["models"])
 
 
-def _budget(row: Row) -> Row:
-    """A row with its title; what is no short decimal is one of the levels of 8 bits."""
-    radius = f"{row['epsilon']:g}"
-    if len(radius) > len("0.0001"):
-        radius = f"{255 * row['epsilon']:g}/255"
-    return row | {"title": f"{row['norm']} {radius}"}
-
-
 STUDY = Study(
     "Accuracy against epsilon",
     "Accuracy in percent with its 95 % Wilson interval, under APGD on the cross-entropy and then on the margin loss, "
@@ -120,6 +112,6 @@ STUDY = Study(
     "leave less. Images of models with noise are driven on where they are broken without it.",
     settings,
     measure,
-    lambda rows: pivot([_budget(row) for row in rows], "budget"),
+    lambda rows: pivot([row | {"title": ball(row["norm"], row["epsilon"])} for row in rows], "budget"),
     seconds,
 )

@@ -7,7 +7,7 @@ from attack_helpers import SHAPE, grey, linear, own_labels
 from helpers import float64, quick_jit
 
 from experiments import evaluation
-from experiments.catalogue import FORWARD, KINDS, NORMS, cells
+from experiments.catalogue import FORWARD, KINDS, NORMS, ball, cells
 from experiments.configs import cifar10, mnist, quickstart
 from experiments.recipes import RECIPES
 from experiments.rundir import Run
@@ -274,3 +274,11 @@ def test_every_planned_attack_can_be_made_and_has_files_of_its_own(module, profi
     assert len(set(paths)) == len(paths)
     # Also where a file system does not tell capitals apart.
     assert len({str(path).lower() for path in paths}) == len(paths)
+
+
+@pytest.mark.parametrize(
+    ("norm", "epsilon", "expected"),
+    [("linf", 0.031, "linf 0.031"), ("linf", 8 / 255, "linf 8/255"), ("l2", 0.5, "l2 0.5"), ("l1", 15.0, "l1 15")],
+)
+def test_a_budget_is_named_as_it_was_meant(norm, epsilon, expected):
+    assert ball(norm, epsilon) == expected

@@ -3,18 +3,20 @@
 import json
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import float64, numpy_reconstruct, random_filters
 from jax.tree_util import Partial
+from scipy.special import log_softmax
 
 from experiments import evaluation, figures
 from experiments.configs import quickstart
 from experiments.evaluation import Models
 from experiments.learn import Examples
 from experiments.rundir import Run
-from rbf_jax import PRESETS, evaluate
+from rbf_jax import PRESETS, attacks, evaluate
 from rbf_jax.types import AttackResult
 
 COUNT = 24
@@ -169,6 +171,47 @@ def test_gradients_are_those_of_the_compared_models(made):
         flat = rows[name].reshape(8, -1)
         assert (np.abs(flat[:, :10] - 0.5) > 1e-6).any(1).all()  # the loss hangs on these pixels alone
         np.testing.assert_allclose(flat[:, 10:], 0.5, atol=1e-6)
+
+
+def drawn_losses(drawn):
+    """Losses by panel and model, and the distances."""
+    ((_, _, figure, _),) = [one for one in drawn if "loss around" in one[0]]
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    lines = {axes.get_title(): dict(zip(labels, axes.get_lines(), strict=True)) for axes in figure.axes}
+    found = {title: {name: line.get_ydata() for name, line in of.items()} for title, of in lines.items()}
+    return found, figure.axes[0].get_lines()[0].get_xdata()
+
+
+def mean_loss(scale, images, labels):
+    logits = scale * float64(images).reshape(len(images), -1)[:, :10]
+    return -log_softmax(logits, -1)[np.arange(len(labels)), labels].mean()
+
+
+def test_losses_along_the_gradient_and_towards_attacked_images(made, tmp_path):
+    _, test, _, forms, _, drawn = made
+    found, distances = drawn_losses(drawn)
+    assert list(found) == ["up the gradient's sign", "along random signs"]  # APGD was not run
+    up = found["up the gradient's sign"]
+    # The loss grows with every pixel but the label's own; where it is 0 in float32 it has no gradient.
+    signs = np.zeros((COUNT, 36))
+    signs[:, :10] = 1
+    signs[np.arange(COUNT), test.labels] = -1
+    for scale, name in enumerate(("CNN", "rCNN", "rCNN+"), 5):
+        moved = (np.clip(test.images + x * 0.3 * signs.reshape(test.images.shape), 0, 1) for x in distances)
+        np.testing.assert_allclose(up[name], [mean_loss(scale, images, test.labels) for images in moved], rtol=1e-3)
+
+    config = configured(("cnn", "rcnn"), ((("rcnn", "cnn"), (("linf", 0.3),), ("apgd",), COUNT),))
+    config.attack.settings.apgd.steps = 7
+    run = Run(tmp_path, config)
+    towards = drawn_losses(figures._losses(run, test, {name: forms[name] for name in ("cnn", "rcnn")}))[0]
+    assert list(towards)[2:] == ["towards APGD-7's image"]
+    attack = attacks.apgd(attacks.Linf, epsilon=0.3, steps=7)
+    for scale, (name, title) in enumerate({"cnn": "CNN", "rcnn": "rCNN"}.items(), 5):
+        # Also those that are broken at once are driven on.
+        images = attack(jax.random.key(1), forms[name]["static"], test.images, test.labels).images
+        one = towards["towards APGD-7's image"][title]
+        np.testing.assert_allclose(one[distances == 1], mean_loss(scale, images, test.labels), rtol=0.02)
+        np.testing.assert_allclose(one[distances == 0], mean_loss(scale, test.images, test.labels), rtol=1e-4)
 
 
 def test_images_far_beyond_the_budget_are_crafted_once(made):
