@@ -7,7 +7,7 @@ from experiments.catalogue import KINDS, ball
 from experiments.paper_tables import Row, Rows, Table, text
 from experiments.recipes import RECIPES
 from experiments.report import format_table
-from experiments.results import PAPER, WORST, column_title
+from experiments.results import BETA2, PAPER, WORST, column_title
 
 
 class Section(NamedTuple):
@@ -31,7 +31,7 @@ def sections(
     """
     data_set, found = job["config"]["set"], []
     if data_set in PAPER["settings"]["linf_eps"]:
-        by_name = Rows(rows)
+        by_name = Rows(rows, job["config"]["beta2"])
         for number, (title, make) in paper_tables.TABLES.items():
             found.append(Section(f"Table {number}: {title}", _ON_TABLES.get(number, ""), make(data_set, by_name)))
         times = paper_tables.training_time(data_set, recipes, job["seconds"])
@@ -122,10 +122,11 @@ def note(config: dict[str, Any]) -> str:
     """What the table's numbers are."""
     attack = config["attack"]
     settings = attack["settings"]
+    other = "" if config["beta2"] == BETA2 else f" (the paper's numbers beside it are at {BETA2:g})"
     return (
         "Accuracy in percent with its 95 % Wilson interval; in brackets behind the paper's number the difference, ours "
-        f"minus the paper's. rCNN: mean of {config['draws']} noisy draws at beta2 = {config['beta2']:g}, scored on "
-        f"{attack['scoring']} fresh redraws (on one, where there are more than {attack['redrawn']} images). "
+        f"minus the paper's. rCNN: mean of {config['draws']} noisy draws at beta2 = {config['beta2']:g}{other}, scored "
+        f"on {attack['scoring']} fresh redraws (on one, where there are more than {attack['redrawn']} images). "
         "Attacks, but for the adaptive ones, are crafted without noise; PGD from "
         f"{settings['pgd']['restarts']} random start(s) with steps of 2.5 epsilon / steps, CW in linf as PGD on its "
         "margin loss. CW in l2, EAD and AutoAttack stop where the model without noise errs: at its boundary, from "

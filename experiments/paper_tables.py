@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.catalogue import ball
 from experiments.recipes import RECIPES
-from experiments.results import PAPER, UNION, WORST, column_title, percent
+from experiments.results import BETA2, PAPER, UNION, WORST, column_title, percent
 
 Row = dict[str, Any]
 Table = tuple[list[str], list[dict[str, str]]]
@@ -44,10 +44,15 @@ COMPARATORS = {
 
 
 class Rows:
-    """The rows of a data set, found by what they are."""
+    """The rows of a data set, found by what they are.
 
-    def __init__(self, rows: Iterable[Row]) -> None:
-        self.all = list(rows)
+    Attributes:
+        all: the rows.
+        beta2: the level of noise of those that are scored on ``"predict"``.
+    """
+
+    def __init__(self, rows: Iterable[Row], beta2: float = BETA2) -> None:
+        self.all, self.beta2 = list(rows), beta2
 
     def find(self, model: str, attack: str, norm: str, epsilon: float, form: str) -> Row | None:
         """The row of a cell; a transferred attack is called ``transfer_NAME``. Of several the one of most images."""
@@ -75,6 +80,11 @@ class Rows:
         wanted = (model, WORST, norm, epsilon, form)
         keys = ("model", "attack", "norm", "epsilon", "scored_on")
         return [row for row in self.all if tuple(row[key] for key in keys) == wanted]
+
+    def quoted(self, row: Row | None, number: float | None) -> str:
+        """The paper's cell, and how far ours lies above it, if it is of the level of noise of all tables but VII."""
+        comparable = row is not None and (row["scored_on"] == "static" or self.beta2 == BETA2)
+        return quoted(row if comparable else None, number)
 
     def models(self) -> list[str]:
         """The models that have rows, in the order of the recipes."""
@@ -118,7 +128,7 @@ def linf_attacks(data_set: str, rows: Rows) -> Table:
         line = {"attack": NAMES[attack]}
         for name in columns:
             title, row = RECIPES[name].title, rows.find(name, attack, norm, radius, "predict")
-            line[f"{title}, paper"] = quoted(row, numbers[paper["columns"].index(f"{data_set}/{name}")])
+            line[f"{title}, paper"] = rows.quoted(row, numbers[paper["columns"].index(f"{data_set}/{name}")])
             line[f"{title}, ours"] = text(row)
             line[f"{title}, no noise"] = (
                 "crafted with noise" if attack == "bpda_eot" else text(rows.find(name, attack, norm, radius, "static"))
@@ -203,7 +213,7 @@ def bounds(data_set: str, rows: Rows) -> Table:
             title, lowest = RECIPES[name].title, least(rows.attacked(name, "linf", float(radius), form_of(name)))
             number = numbers[paper["columns"].index(name)]
             ours = NOT_RUN if lowest is None else f"{text(lowest)} ({lowest['title']})"
-            line |= {f"{title}, paper": quoted(lowest, number), f"{title}, ours": ours}
+            line |= {f"{title}, paper": rows.quoted(lowest, number), f"{title}, ours": ours}
         lines.append(line)
     return headings, lines
 
@@ -218,7 +228,7 @@ def other_norms(norm: str, data_set: str, rows: Rows) -> Table:
         for attack, number in zip(paper[f"columns_{norm}"], paper[norm][f"{data_set}/{name}"], strict=True):
             row = rows.find(name, attack, norm, epsilon, form)
             missing = "has no noise" if attack == "bpda_eot" and form == "static" else NOT_RUN
-            line[f"{NAMES[attack]}, paper"] = quoted(row, number)
+            line[f"{NAMES[attack]}, paper"] = rows.quoted(row, number)
             line[f"{NAMES[attack]}, ours"] = missing if row is None else text(row)
         lines.append(line)
     return headings, lines
@@ -228,7 +238,7 @@ def noise_levels(data_set: str, rows: Rows) -> Table:
     """Table VII: rCNN+ at three levels of noise."""
     paper, headings = dict(PAPER["table7_beta2_tradeoff"][data_set]), ["attack"]
     levels = paper.pop("beta2")
-    forms = [("static" if level == 0 else f"predict@{level:g}") for level in levels[:-1]] + ["predict"]
+    forms = ["predict" if level == rows.beta2 else f"predict@{level:g}" if level else "static" for level in levels]
     for level in levels:
         headings += [f"beta2 = {level:g}, paper", f"beta2 = {level:g}, ours"]
     lines = []

@@ -15,27 +15,36 @@ from rbf_jax import evaluate
 from rbf_jax.evaluate import Outcomes
 
 PAPER = json.loads((ROOT / "experiments" / "paper_results.json").read_text())
+BETA2 = PAPER["settings"]["beta2_test"]
 WORST, UNION = "worst of these", "worst over norms"
 
 
-def paper_number(data_set: str, model: str, form: str, attack: str, norm: str, epsilon: float) -> float | None:
+def paper_number(
+    data_set: str, model: str, form: str, attack: str, norm: str, epsilon: float, beta2: float = BETA2
+) -> float | None:
     """The paper's accuracy in percent for a cell; None where it has none.
 
     Args:
         data_set: ``"mnist"`` or ``"cifar10"``; others are not in the paper.
         model: name of the model.
-        form: that scores; the paper's rCNN and rCNN+ are noisy predictions.
+        form: that scores; the paper's rCNN and rCNN+ are noisy predictions, but for Table VII's other levels of noise.
         attack: a name of `catalogue.KINDS`, behind ``"transfer_"`` where it is transferred.
         norm: name of the norm, empty for clean.
         epsilon: radius of the ball.
+        beta2: the level of noise of the form ``"predict"``.
     """
     if data_set not in PAPER["settings"]["linf_eps"]:
         return None
     defended = model in ("rcnn", "rcnn_plus")
     if norm and epsilon != PAPER["settings"][f"{norm}_eps"][data_set]:
         return None
-    if form != ("predict" if defended else "static"):
+    if not defended and form != "static":
         return None
+    if defended and (level := _level(form, beta2)) != BETA2:
+        rows = PAPER["table7_beta2_tradeoff"][data_set]
+        numbers = rows.get(f"{norm}/{attack}" if norm else attack)
+        known = model == "rcnn_plus" and numbers is not None and level in rows["beta2"]
+        return numbers[rows["beta2"].index(level)] if known else None
     if model == "cnn":
         value, strongest = PAPER["table3_linf_comparison"][data_set]["baseline"]
         return float(value) if norm == "linf" and attack == strongest else None
@@ -47,8 +56,13 @@ def paper_number(data_set: str, model: str, form: str, attack: str, norm: str, e
     return row[columns.index(attack)] if row is not None and attack in columns else None
 
 
+def _level(form: str, beta2: float) -> float:
+    """The level of noise of a defended model's form."""
+    return 0.0 if form == "static" else float(form.partition("@")[2] or beta2)
+
+
 def make_rows(
-    data_set: str, ledger: Iterable[Outcomes], unions: Iterable[dict[str, float]] = ()
+    data_set: str, ledger: Iterable[Outcomes], unions: Iterable[dict[str, float]] = (), beta2: float = BETA2
 ) -> list[dict[str, Any]]:
     """One record for each cell, then each model's worst cases: over the attacks of one norm, and over norms.
 
@@ -56,10 +70,11 @@ def make_rows(
         data_set: for the paper's numbers.
         ledger: outcomes of the cells.
         unions: budgets by norm, over which together a worst case is taken.
+        beta2: the level of noise of the form ``"predict"``.
     """
     ledger = list(ledger)
     check_one_weight(f"the ledger of {data_set} holds", (outcomes.facts for outcomes in ledger))
-    rows = [_row(data_set, o.facts, o.scoring) for o in ledger if o.facts["role"] != "union"]
+    rows = [_row(data_set, beta2, o.facts, o.scoring) for o in ledger if o.facts["role"] != "union"]
     groups: dict[tuple[str, str], dict[tuple[str, float], list[Outcomes]]] = {}
     for outcomes in ledger:
         facts = outcomes.facts
@@ -68,13 +83,20 @@ def make_rows(
             of_model.setdefault((facts["norm"], facts["epsilon"]), []).append(outcomes)
     for budgets in groups.values():
         for (norm, epsilon), group in budgets.items():
-            rows += _worst(data_set, [group], {"attack": WORST, "title": WORST, "norm": norm, "epsilon": epsilon})
+            rows += _worst(
+                data_set, beta2, [group], {"attack": WORST, "title": WORST, "norm": norm, "epsilon": epsilon}
+            )
         for union in unions:
             if all(budget in budgets for budget in union.items()):
-                title = f"{UNION}: " + ", ".join(itertools.starmap(ball, union.items()))
+                title = union_title(union)
                 parts = [budgets[budget] for budget in union.items()]
-                rows += _worst(data_set, parts, {"attack": UNION, "title": title, "norm": "", "epsilon": 0.0})
+                rows += _worst(data_set, beta2, parts, {"attack": UNION, "title": title, "norm": "", "epsilon": 0.0})
     return rows
+
+
+def union_title(budgets: dict[str, float]) -> str:
+    """What the worst case over budgets by norm is called."""
+    return f"{UNION}: " + ", ".join(itertools.starmap(ball, budgets.items()))
 
 
 def check_one_weight(where: str, facts: Iterable[dict[str, Any]], form: str = "scored_on") -> None:
@@ -91,7 +113,7 @@ def measured(right: np.ndarray) -> dict[str, Any]:
     return {"N": total, "accuracy": round(100 * accuracy, 2), "wilson95": [round(100 * end, 2) for end in ends]}
 
 
-def _worst(data_set: str, groups: list[list[Outcomes]], facts: dict[str, Any]) -> list[dict[str, Any]]:
+def _worst(data_set: str, beta2: float, groups: list[list[Outcomes]], facts: dict[str, Any]) -> list[dict[str, Any]]:
     """The worst case over the attacks that many examples met, and over all attacks on the examples that met them all.
 
     Each of the groups has a part in both, with an attack on the model itself. A deterministic model's one outcome also
@@ -112,7 +134,7 @@ def _worst(data_set: str, groups: list[list[Outcomes]], facts: dict[str, Any]) -
         of_group = {key: part[-1].facts[key] for key in shared if key in part[-1].facts}
         attacks = sorted({outcomes.facts["title"] for outcomes in part})
         more = {"source": of_group["model"], "attacks": attacks}
-        found.append(_row(data_set, of_group | facts | more, survived))
+        found.append(_row(data_set, beta2, of_group | facts | more, survived))
     return found
 
 
@@ -159,11 +181,12 @@ def gain(
     return round(100 * (a - b), 2), len(examples)
 
 
-def _row(data_set: str, facts: dict[str, Any], survived: np.ndarray) -> dict[str, Any]:
+def _row(data_set: str, beta2: float, facts: dict[str, Any], survived: np.ndarray) -> dict[str, Any]:
     by_redraw = survived.mean(1)
     keys = ("model", "source", "scored_on", "attack", "title", "norm", "epsilon")
     attack = facts["attack"] if facts["source"] == facts["model"] else f"transfer_{facts['attack']}"
-    paper = paper_number(data_set, facts["model"], facts["scored_on"], attack, facts["norm"], facts["epsilon"])
+    cell = (facts["model"], facts["scored_on"], attack, facts["norm"], facts["epsilon"])
+    paper = paper_number(data_set, *cell, beta2)
     return {
         **{key: facts[key] for key in keys},
         **measured(survived),

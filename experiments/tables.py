@@ -60,7 +60,7 @@ def write_results(directory: Path, ledger: Sequence[Path] | None = None) -> Writ
     recipes = {path.stem: read_json(path, _WAY_OUT) for path in sorted(directory.glob("models/[!.]*.json"))}
     unions = job["config"]["attack"]["unions"]
     outcomes = [evaluate.load_outcomes(path) for path in ledger]
-    rows = results.make_rows(data_set, outcomes, unions)
+    rows = results.make_rows(data_set, outcomes, unions, job["config"]["beta2"])
     certificates = [certification.load(path) for path in sorted(directory.glob("certificates/[!.]*.npz"))]
     radii = job["config"]["certify"]["radii"]
     studied = {path.stem: read_json(path, _WAY_OUT) for path in sorted(directory.glob("studies/[!.]*.json"))}
@@ -109,7 +109,9 @@ def write_headline(readme: Path, folder: Path) -> None:
         path = folder / data_set / "results.json"
         if path.exists():
             record = read_json(path, _WAY_OUT)
-            table = format_table(*verdict.headline(data_set, paper_tables.Rows(record["rows"])))
+            table = format_table(
+                *verdict.headline(data_set, paper_tables.Rows(record["rows"], record["config"]["beta2"]))
+            )
             parts.append(f"{record['config']['title']}, linf {epsilon:g}, accuracy in percent:\n\n{table}\n")
     before = readme.read_text()
     _write(readme, _HEADLINE.sub(lambda _: "\n" + "\n".join(parts) + "\n", before))

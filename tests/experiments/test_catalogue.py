@@ -282,3 +282,14 @@ def test_every_planned_attack_can_be_made_and_has_files_of_its_own(module, profi
 )
 def test_a_budget_is_named_as_it_was_meant(norm, epsilon, expected):
     assert ball(norm, epsilon) == expected
+
+
+@pytest.mark.parametrize("beta2", [0.0, 1.0, 1.75])
+def test_a_level_that_is_the_model_s_own_has_no_other_name(beta2):
+    """The sweep over beta2 that docs/scale.md shows: `learn.forms` has each level once."""
+    config = mnist.get_config("cpu")
+    config.beta2 = beta2
+    others = [f"@{level:g}" for level in config.attack.beta2 if level != beta2]
+    there = {"static", "", *(form + level for form in ("draw", "bpda", "predict") for level in ("", *others))}
+    assert {form for cell in cells(config) for form in (*cell.scored_on, cell.crafted_on)} <= there
+    assert len({cell.name for cell in cells(config)}) == len(list(cells(config)))

@@ -128,6 +128,15 @@ def test_table_7_has_three_levels_of_noise():
     assert line(table, "linf 0.3, BPDA+EoT")["beta2 = 0, ours"] == "there is no noise"
 
 
+def test_at_another_level_of_noise_nothing_stands_in_the_paper_s_place():
+    """A sweep over beta2: what predicts is Table VII's column of that level, and no other table's number is met."""
+    rows = Rows([row("rcnn_plus", "pgd", 30.0, form=form) for form in ("static", "predict")], 1.0)
+    pgd = line(paper_tables.noise_levels("mnist", rows), "linf 0.3, PGD")
+    assert [pgd[f"beta2 = {level}, paper"] for level in ("0", "1", "1.75")] == ["91.6 (-61.6)", "93.1 (-63.1)", "94.9"]
+    assert pgd["beta2 = 1.75, ours"] == paper_tables.NOT_RUN
+    assert line(paper_tables.linf_attacks("mnist", rows), "PGD")["rCNN+, paper"] == "94.9"
+
+
 @pytest.fixture
 def job():
     attack = {"scoring": 5, "selection": 10, "redrawn": 1000, "unions": []}
@@ -204,7 +213,8 @@ def test_the_verdict_counts_points_and_sorts_the_papers_numbers(job, tmp_path, m
         row("cnn", WORST, 4.0, form="static"),
         row("rcnn", WORST, 30.0, n=1000),
         row("rcnn", WORST, 12.0, n=100),
-        row("rcnn", UNION, 8.0, norm="", epsilon=0.0),
+        row("rcnn", UNION, 8.0, norm="", epsilon=0.0, title=f"{UNION}: linf 0.3, l2 2, l1 15"),
+        row("rcnn", UNION, 4.0, norm="", epsilon=0.0, title=f"{UNION}: linf 0.3, l2 2, l1 25"),
         row("rcnn", "fgsm", 94.0, paper=94.7),
         row("rcnn", "pgd", 20.0, paper=78.3),
     ]
@@ -212,7 +222,7 @@ def test_the_verdict_counts_points_and_sorts_the_papers_numbers(job, tmp_path, m
     monkeypatch.setattr(verdict, "commentary", lambda name: written)
     found = Rows(rows)
     worth = line(verdict.worth("mnist", found), "rCNN")
-    assert worth["linf 0.3"].startswith("12.0")
+    assert worth["linf 0.3"] == "12.0 (11.0-13.0), N=100, 2 attacks"
     assert worth["all three"].startswith("8.0")
     (_, near), (_, far) = verdict.held(found)
     assert [each["attack"] for each in near] == ["FGSM"]

@@ -42,13 +42,26 @@ from rbf_jax.evaluate import Outcomes, save_outcomes, wilson_interval
         (("mnist", "madry", "static", "transfer_pgd", "l1", 15.0), 97.9),
         (("mnist", "madry", "static", "cw", "l2", 2.0), 91.0),
         (("cifar10", "madry", "static", "pgd", "l1", 20.0), 34.5),
-        # Not in the paper: other budgets, the form without noise or with less of it, the baseline's other cells, other
+        # Not in the paper: other budgets, the rCNN without noise, the baseline's other cells, other
         # models, FGSM in l2, CW in l1, and what it leaves blank.
         (("mnist", "rcnn", "predict", "pgd", "linf", 0.35), None),
         (("mnist", "rcnn", "predict", "pgd", "l1", 10.0), None),
         (("cifar10", "rcnn", "predict", "pgd", "l2", 2.0), None),
         (("mnist", "rcnn", "static", "pgd", "linf", 0.3), None),
-        (("mnist", "rcnn_plus", "predict@1", "pgd", "linf", 0.3), None),
+        (("mnist", "rcnn", "predict@1", "pgd", "linf", 0.3), None),
+        (("mnist", "rcnn_plus", "predict@3", "pgd", "linf", 0.3), None),
+        (("mnist", "rcnn_plus", "predict@1", "pgd", "linf", 0.35), None),
+        (("mnist", "rcnn_plus", "predict@1", "fgsm", "linf", 0.3), None),
+        (("mnist", "rcnn_plus", "predict", "fgsm", "linf", 0.3, 1.0), None),
+        (("mnist", "rcnn", "predict", "pgd", "linf", 0.3, 1.0), None),
+        (("mnist", "rcnn_plus", "static", "bpda_eot", "l2", 2.0), None),
+        # Other levels of noise, by name or because the model's own is another.
+        (("mnist", "rcnn_plus", "predict@1", "pgd", "linf", 0.3), 93.1),
+        (("mnist", "rcnn_plus", "predict", "pgd", "linf", 0.3, 1.0), 93.1),
+        (("mnist", "rcnn_plus", "predict@1.75", "pgd", "linf", 0.3, 1.0), 94.9),
+        (("mnist", "rcnn_plus", "static", "transfer_pgd", "linf", 0.3), 93.7),
+        (("cifar10", "rcnn_plus", "static", "clean", "", 0.0), 89.2),
+        (("cifar10", "rcnn_plus", "predict@1.5", "bpda_eot", "linf", 0.031), 50.6),
         (("mnist", "cnn", "static", "clean", "", 0.0), None),
         (("mnist", "cnn", "static", "fgsm", "linf", 0.3), None),
         (("mnist", "cnn", "static", "pgd", "l2", 2.0), None),
@@ -249,9 +262,10 @@ def test_lines_and_columns_have_their_order():
     ]
     rows = results.make_rows("mnist", ledger, [{"linf": 0.3, "l2": 2.0}])
     headings, lines = results.table(rows)
-    rcnn = ["rCNN+, no noise", "rCNN+", "paper's rCNN+", "rCNN+, beta2 1"]
+    titles = ("rCNN+, no noise", "rCNN+", "rCNN+, beta2 1")
+    rcnn = [heading for title in titles for heading in (title, f"paper's {title}")]
     assert [h for h in headings if h not in rcnn] == ["attack", "N", "CNN", "threshold at 0.5"]
-    assert [h for h in headings if h in rcnn] == ["rCNN+, no noise", "rCNN+", "paper's rCNN+", "rCNN+, beta2 1"]
+    assert [h for h in headings if h in rcnn] == rcnn
     assert [line["attack"] for line in lines] == [
         "clean",
         *("FGSM, linf 0.3", "PGD-9, linf 0.3", "transfer FGSM, linf 0.3", "worst of these, linf 0.3"),
