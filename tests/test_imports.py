@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "files": set(),
     "parallel": {"types", "checks"},
     "process": set(),
+    "identity": {"types", "checks"},
     "patches": GROUND,
     "rbf": GROUND | {"patches"},
     "em_gradient": GROUND | {"patches", "rbf"},
@@ -29,8 +30,8 @@ MAY_IMPORT = {
     "saliency": GROUND | {"attacks"},
     "models": GROUND,
     "attacks": GROUND,
-    "train": GROUND | {"models"},
-    "evaluate": GROUND | {"attacks"},
+    "train": GROUND | {"identity", "models"},
+    "evaluate": GROUND | {"attacks", "identity"},
     "data": GROUND,
     "plots": GROUND | {"rbf", "saliency"},
     "commands": GROUND

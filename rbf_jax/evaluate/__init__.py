@@ -3,7 +3,6 @@
 from rbf_jax.evaluate.batched import predict as predict
 from rbf_jax.evaluate.batched import run_attack as run_attack
 from rbf_jax.evaluate.batched import survival as survival
-from rbf_jax.evaluate.identity import fingerprint as fingerprint
 from rbf_jax.evaluate.ledger import Outcomes as Outcomes
 from rbf_jax.evaluate.ledger import Parts as Parts
 from rbf_jax.evaluate.ledger import load_outcomes as load_outcomes
@@ -13,3 +12,4 @@ from rbf_jax.evaluate.statistics import wilson_interval as wilson_interval
 from rbf_jax.evaluate.suite import SuiteResult as SuiteResult
 from rbf_jax.evaluate.suite import fitting_batch as fitting_batch
 from rbf_jax.evaluate.suite import run_suite as run_suite
+from rbf_jax.identity import fingerprint as fingerprint

@@ -17,9 +17,9 @@ from rbf_jax import parallel
 from rbf_jax.attacks import Composed, Iterative
 from rbf_jax.attacks.driver import Problem
 from rbf_jax.checks import check_count, check_images, check_labels, check_not_negative, check_single_key
-from rbf_jax.evaluate.identity import described, fingerprint
 from rbf_jax.evaluate.ledger import Parts
 from rbf_jax.evaluate.live import run_live
+from rbf_jax.identity import described, fingerprint
 from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn, as_partial
 
 

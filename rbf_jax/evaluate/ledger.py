@@ -62,7 +62,10 @@ class Parts(NamedTuple):
         way_out = f"Remove {self.directory} to compute it again, or name another folder (WORKDIR)"
         found = read_json(path, way_out)
         if found != wanted:
-            raise ValueError(f"{self.directory} holds another attack, or one on other weights or images. {way_out}")
+            names = {"facts": "facts", "arrays": "attack, weights or images", "batch_size": "batch size"}
+            said = found if isinstance(found, dict) else {}
+            others = " and ".join(title for name, title in names.items() if said.get(name) != wanted[name])
+            raise ValueError(f"{self.directory} holds another computation: of other {others}. {way_out}")
 
     def kept(self, start: int, compute: Callable[[], tuple[np.ndarray, ...]]) -> tuple[np.ndarray, ...]:
         """Reads the batch that begins at ``start``, or computes and keeps it.
@@ -82,8 +85,9 @@ class Parts(NamedTuple):
         began = time.perf_counter()
         arrays = compute()
         named: dict[str, Any] = {f"array{i:02d}": array for i, array in enumerate(arrays)}
-        with replacing(path) as temporary:
-            np.savez(temporary, seconds=time.perf_counter() - began, count=len(arrays), **named)
+        seconds = time.perf_counter() - began
+        with replacing(path) as temporary, temporary.open("wb") as file:
+            np.savez(file, seconds=seconds, count=len(arrays), **named)
         return arrays
 
     def seconds(self) -> float:
@@ -97,9 +101,10 @@ class Parts(NamedTuple):
 
 def save_outcomes(path: str | Path, outcomes: Outcomes) -> None:
     """Writes outcomes as ``.npz``, eight to a byte; of the rows the steps, as those of a whole data set compress."""
-    with replacing(path) as temporary:
+    # Opened here: NumPy would add .npz to a name that ends otherwise.
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(
-            temporary,
+            file,
             steps=np.diff(outcomes.rows, prepend=0).astype(np.int32),
             selection=np.packbits(outcomes.selection, axis=-1),
             scoring=np.packbits(outcomes.scoring, axis=-1),

@@ -171,8 +171,9 @@ def save_weights(path: str | Path, variables: Variables, recipe: dict[str, Any])
     for name, value in half.items():
         if not np.isfinite(value).all():
             raise ValueError(f"variables must be finite in float16, {name} is not")
-    with replacing(path) as temporary:
-        np.savez_compressed(temporary, recipe=np.array(json.dumps(recipe)), **half)
+    # Opened here: NumPy would add .npz to a name that ends otherwise.
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez_compressed(file, recipe=np.array(json.dumps(recipe)), **half)
     return load_weights(path)[0]
 
 

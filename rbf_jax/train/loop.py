@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from rbf_jax import parallel
 from rbf_jax.checks import check_count, check_images, check_key, check_labels
+from rbf_jax.identity import described
 from rbf_jax.models import Classifier, logits_fn
 from rbf_jax.models.classifier import Variables
 from rbf_jax.train import checkpoint
@@ -168,7 +169,8 @@ def fit(
         epsilon: optax schedule, step -> the attack's radius, to raise it from 0; None for the attack's own radius.
         smoothing: what `smoothed_labels` takes from the true class, at least 0 and below 1; 0 for hard labels.
         validation: images and labels whose accuracy, without attack, is taken after each epoch.
-        checkpoints: folder of this training's checkpoints; None for none.
+        checkpoints: folder of this training's checkpoints; None for none. Those of other images, settings, attack,
+            optimizer or network are refused (`identity.described`); of ``augment`` nothing is known.
         log: takes a record after each epoch: epoch, loss, accuracy, validation, seconds, images_per_second.
         progress: what the progress bar is called; None for no bar.
 
@@ -197,20 +199,29 @@ def fit(
         check_labels(validation[1], len(validation[0]), name="validation labels")
 
     init_key, order_key, step_key = jax.random.split(key, 3)
+    first_state = init(init_key, classifier, optimizer, images.shape[1:])
+    logits, _ = jax.eval_shape(classifier.apply, first_state.variables, images[:1])
+    classes = logits.shape[-1]
+    check_labels(labels, images.shape[0], classes)
+    if validation is not None:
+        check_labels(validation[1], len(validation[0]), classes, "validation labels")
     batches = images.shape[0] // batch_size
     training_step = make_step(classifier, optimizer, attack=attack, epsilon=epsilon, smoothing=smoothing)
     advance = _make_advance(training_step, step_key)
     count_hits = jax.jit(lambda variables, x, y: (classifier.apply(variables, x)[0].argmax(-1) == y).sum())
     history = History(*(jnp.full(epochs, jnp.nan) for _ in History._fields))
-    run = _Run(init(init_key, classifier, optimizer, images.shape[1:]), history, _no_info())
+    run = _Run(first_state, history, _no_info())
     settings = {
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "images": [*images.shape, zlib.crc32(np.ascontiguousarray(images).data)],
         "labels": zlib.crc32(np.ascontiguousarray(labels).data),
         "epochs": epochs,
         "batch_size": batch_size,
+        "smoothing": smoothing,
     }
     if checkpoints is not None:
+        how = {"network": classifier.apply, "optimizer": optimizer, "attack": attack, "epsilon": epsilon}
+        settings |= {name: described(value) for name, value in how.items()}
         run = checkpoint.restore(checkpoints, run, settings) or run
 
     def save() -> None:

@@ -217,6 +217,13 @@ def test_saved_again_they_replace_the_old(tmp_path):
     assert [entry.name for entry in tmp_path.iterdir()] == ["o.npz"]
 
 
+def test_outcomes_are_written_under_any_name(tmp_path):
+    for outcomes in (make_outcomes(16), make_outcomes(5)):
+        evaluate.save_outcomes(tmp_path / "out", outcomes)
+        assert_same_outcomes(evaluate.load_outcomes(tmp_path / "out"), outcomes)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_eight_outcomes_take_a_byte(tmp_path):
     # Random bits do not compress: one file has 8000 bytes of them more than the other.
     sizes = []
@@ -382,6 +389,23 @@ def test_a_folder_of_another_computation(tmp_path, facts, inputs, batch_size):
         Parts(tmp_path / "parts", facts).open(inputs, batch_size)
     parts.open("abc", 4)
     assert equal(parts.kept(0, forbidden), three_arrays())
+
+
+@pytest.mark.parametrize(
+    ("change", "others"),
+    [
+        ({"inputs": "def"}, "attack, weights or images"),
+        ({"batch_size": 5}, "batch size"),
+        ({"facts": {}}, "facts"),
+        ({"facts": {}, "batch_size": 5}, "facts and batch size"),
+    ],
+)
+def test_a_folder_of_another_computation_says_what_differs(tmp_path, change, others):
+    given = {"facts": FACTS, "inputs": "abc", "batch_size": 4}
+    Parts(tmp_path, FACTS).open("abc", 4)
+    given |= change
+    with pytest.raises(ValueError, match=f"holds another computation: of other {others}[.] Remove"):
+        Parts(tmp_path, given["facts"]).open(given["inputs"], given["batch_size"])
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b"null"])

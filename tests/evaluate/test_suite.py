@@ -195,7 +195,7 @@ def test_a_stopped_suite_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr("rbf_jax.evaluate.batched.run_live", refuse)
     again = evaluate.run_suite(*arguments, batch_size=16, directory=tmp_path)
     np.testing.assert_array_equal(again.robust, expected.robust)
-    with pytest.raises(ValueError, match="holds another attack"):
+    with pytest.raises(ValueError, match="holds another computation"):
         evaluate.run_suite(jax.random.key(99), *arguments[1:], batch_size=16, directory=tmp_path)
 
 
@@ -213,7 +213,7 @@ def test_a_directory_of_another_suite_is_refused(change, tmp_path):
         weak = {"pgd": attacks.pgd(attacks.Linf, epsilon=0.4, steps=3)}
     else:
         form = model
-    with pytest.raises(ValueError, match="holds another attack"):
+    with pytest.raises(ValueError, match="holds another computation"):
         evaluate.run_suite(KEY, weak, form, images, labels, batch_size=16, directory=tmp_path)
 
 

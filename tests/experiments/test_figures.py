@@ -231,7 +231,7 @@ def test_images_far_beyond_the_budget_are_crafted_once(made):
     again = figures.sections(run, test, filters, forms)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     np.testing.assert_array_equal(pictures(again[-1][2])[0]["rCNN"], rows["rCNN"])
-    with pytest.raises(ValueError, match="figure-6-cnn holds another attack"):
+    with pytest.raises(ValueError, match="figure-6-cnn holds another computation"):
         figures.sections(run, test, filters, {"cnn": forms["rcnn"]})
 
 

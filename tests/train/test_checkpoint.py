@@ -171,6 +171,13 @@ def test_weights_come_back_as_float16(tmp_path, rng):
     assert (tmp_path / "w.npz").stat().st_size < 1.6e6
 
 
+def test_weights_are_written_under_any_name(tmp_path):
+    for value in (1.0, 2.0):
+        train.save_weights(tmp_path / "rcnn", {"params": {"a": jnp.full(2, value)}}, {})
+        np.testing.assert_array_equal(train.load_weights(tmp_path / "rcnn")[0]["params"]["a"], np.full(2, value))
+    assert [path.name for path in tmp_path.iterdir()] == ["rcnn"]
+
+
 def test_weights_beyond_float16_are_refused(tmp_path):
     with pytest.raises(ValueError, match="params/big is not"):
         train.save_weights(tmp_path / "w.npz", {"params": {"big": jnp.array([1e5])}}, {})

@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -14,7 +15,7 @@ from flax import nnx
 from helpers import marked_images
 from jax.tree_util import Partial
 
-from rbf_jax import train
+from rbf_jax import attacks, train
 from rbf_jax.models import Classifier, from_nnx
 from rbf_jax.train import loop
 
@@ -27,9 +28,9 @@ def linear_init(key, shape):
     return {"params": jax.random.normal(key, (int(np.prod(shape)), 3)) * 0.1, "seen": jnp.float32(0)}
 
 
-def linear_apply(variables, images, *, train=False, key=None):
+def linear_apply(variables, images, *, train=False, key=None, scale=1.0):
     seen = variables["seen"] + images.shape[0] if train else variables["seen"]
-    return images.reshape(images.shape[0], -1) @ variables["params"], {"seen": seen}
+    return scale * images.reshape(images.shape[0], -1) @ variables["params"], {"seen": seen}
 
 
 LINEAR = Classifier(linear_init, linear_apply)
@@ -72,10 +73,10 @@ def test_a_step_of_gradient_descent_against_numpy(examples):
     assert (after.step, after.variables["seen"]) == (1, 90)
 
 
-def fit(examples, **changes):
+def fit(examples, classifier=LINEAR, **changes):
     """A short run: 90 images make two batches of 40 in each of 6 epochs."""
     arguments = {"optimizer": optax.adam(0.1), "epochs": 6, "batch_size": 40, "progress": None} | changes
-    return train.fit(jax.random.key(0), LINEAR, *examples, **arguments)
+    return train.fit(jax.random.key(0), classifier, *examples, **arguments)
 
 
 def assert_same(a, b):
@@ -218,6 +219,29 @@ def test_checkpoints_of_another_training_are_refused(examples, tmp_path):
     moved = examples[0] * np.float32(0.5)
     with pytest.raises(ValueError, match="of another training: its images"):
         fit((moved, examples[1]), epochs=1, checkpoints=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("smoothing", {"smoothing": 0.0}),
+        ("optimizer", {"optimizer": optax.adam(0.2)}),
+        ("attack", {"attack": attacks.fgsm(attacks.Linf, epsilon=0.1)}),
+        ("network", {"classifier": LINEAR._replace(apply=partial(linear_apply, scale=2.0))}),
+    ],
+)
+def test_a_checkpoint_of_another_recipe_is_refused(examples, tmp_path, name, change):
+    fit(examples, epochs=1, checkpoints=tmp_path)
+    with pytest.raises(ValueError, match=f"of another training: its {name}"):
+        fit(examples, epochs=1, checkpoints=tmp_path, **change)
+
+
+def test_classes_that_the_network_does_not_have_are_refused(examples):
+    images, labels = examples
+    with pytest.raises(ValueError, match=r"^labels must be in \[0, 3\)"):
+        fit((images, labels + 1))
+    with pytest.raises(ValueError, match=r"^validation labels must be in \[0, 3\)"):
+        fit(examples, validation=(images, labels + 1))
 
 
 def test_an_augmentation_replaces_the_batch(examples):

@@ -3,14 +3,23 @@
 import dataclasses
 import functools
 import hashlib
+import os
+import sys
+import sysconfig
 import types
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
 from rbf_jax.checks import is_key
+
+_LIBRARIES = tuple(
+    str(Path(path)) + os.sep
+    for path in (Path(__file__).parent, *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
+)
 
 
 def fingerprint(*trees: Any) -> str:
@@ -26,7 +35,10 @@ def fingerprint(*trees: Any) -> str:
 def described(value: Any) -> str:
     """sha256 of what a function or an attack is: names, settings and what it closes over, the same in every process.
 
-    Of a lambda also its code. Arrays count by their contents; an object of unknown make by its type alone.
+    Of a function that is in no installed library also its code and the globals that it names, and of an object the
+    methods of its class likewise: a model that reads its weights from a global is another one when they change. Arrays
+    count by their contents; an object of unknown make by its class alone. A function that looks things up while it runs
+    (a file, an attribute of such an object) is not seen through.
     """
     return hashlib.sha256("\n".join(_parts(value, frozenset())).encode()).hexdigest()
 
@@ -50,8 +62,18 @@ def _parts(value: Any, around: frozenset[int]) -> list[str]:
     elif isinstance(value, types.FunctionType):
         name = f"{value.__module__}.{value.__qualname__}"
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
-        code = value.__code__.co_code if "<lambda>" in name else b""
-        children = [code, cells, value.__defaults__, value.__kwdefaults__]
+        children = [cells, value.__defaults__, value.__kwdefaults__]
+        if not _is_library(value.__module__):
+            named = {
+                name: value.__globals__[name] for name in sorted(_names(value.__code__) & value.__globals__.keys())
+            }
+            children += [value.__code__, named]
+        elif "<lambda>" in name:
+            children.append(value.__code__)
+    elif isinstance(value, types.CodeType):
+        children = [value.co_code, value.co_names, value.co_consts]
+    elif isinstance(value, types.ModuleType):
+        name, children = value.__name__, []
     elif isinstance(value, types.MethodType):
         children = [value.__func__, value.__self__]
     elif isinstance(value, type | types.BuiltinFunctionType):
@@ -62,9 +84,28 @@ def _parts(value: Any, around: frozenset[int]) -> list[str]:
         children = [part for item in value.items() for part in item]
     elif isinstance(value, tuple | list):
         children = list(value)
-    elif dataclasses.is_dataclass(value):
-        children = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+    elif isinstance(value, set | frozenset):
+        children = sorted(value, key=repr)
     else:
-        children = []
+        fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
+        children = [*(getattr(value, field.name, None) for field in fields), *_methods(type(value))]
     inside = around | {id(value)}
     return [name, "(", *(line for child in children for line in _parts(child, inside)), ")"]
+
+
+def _is_library(module: str) -> bool:
+    """Whether a module is of this package, of Python or installed: no work in progress."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file is not None and file.startswith(_LIBRARIES)
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """All names that a piece of code reads, with those of the functions within it."""
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _methods(cls: type) -> Iterator[types.FunctionType]:
+    for base in cls.__mro__:
+        if not _is_library(base.__module__):
+            yield from (method for method in vars(base).values() if isinstance(method, types.FunctionType))

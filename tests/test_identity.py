@@ -12,7 +12,7 @@ from attack_helpers import mlp
 from jax.tree_util import Partial
 
 from rbf_jax import RBFFilters, attacks, defend
-from rbf_jax.evaluate.identity import described
+from rbf_jax.identity import described
 
 
 def shifted(by, images):
@@ -72,6 +72,59 @@ def test_what_is_made_again_is_the_same():
         assert described(thing) == described(again[name]), name
 
 
+NOTEBOOK = """
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+W = np.ones(3)
+def helper(x): return x * {factor}
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x): return nn.{activation}(x)
+net = Net()
+def reads_a_global(x): return x @ W
+def has_a_constant(x): return [y + {factor} for y in (x, x)]
+def looks_up(x): return np.{function}(x)
+def calls(x): return helper(x)
+def asks_a_set(x): return x in {{"a", "{member}"}}
+def applies(x): return net.apply({{}}, x)
+anonymous = lambda x: x * {factor}
+"""
+FIRST = {"factor": 2, "function": "sin", "activation": "relu", "member": "b"}
+
+
+def in_a_notebook(**changes):
+    cells = {"__name__": "__main__"}
+    exec(NOTEBOOK.format(**FIRST | changes), cells)
+    return cells
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("has_a_constant", {"factor": 3}),
+        ("anonymous", {"factor": 3}),
+        ("calls", {"factor": 3}),
+        ("looks_up", {"function": "cos"}),
+        ("asks_a_set", {"member": "c"}),
+        ("applies", {"activation": "tanh"}),
+        ("net", {"activation": "tanh"}),
+    ],
+)
+def test_a_function_of_one_s_own_is_its_code_and_what_it_calls(name, changes):
+    first, again, other = (in_a_notebook(**change)[name] for change in ({}, {}, changes))
+    assert described(first) == described(again) != described(other)
+
+
+def test_a_function_is_the_globals_that_it_reads():
+    """Weights in a global, as in notebooks: a retrained model must not be handed the results of the old one."""
+    cells = in_a_notebook()
+    before, unconcerned = described(cells["reads_a_global"]), described(cells["calls"])
+    cells["W"] = -cells["W"]
+    assert described(cells["reads_a_global"]) != before
+    assert described(cells["calls"]) == unconcerned
+
+
 def test_a_thing_that_holds_itself():
     cycle: list = [1]
     cycle.append(cycle)
@@ -80,7 +133,7 @@ def test_a_thing_that_holds_itself():
 
 IN_A_PROCESS = """
 from rbf_jax import attacks
-from rbf_jax.evaluate.identity import described
+from rbf_jax.identity import described
 print(described(attacks.autoattack("rand", attacks.Linf, epsilon=0.3)))
 """
 
