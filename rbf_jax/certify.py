@@ -16,11 +16,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from rbf_jax import parallel
 from rbf_jax.checks import check_count, check_fraction, check_images, check_positive, check_single_key
-from rbf_jax.types import Array, Key, LogitsFn
+from rbf_jax.types import Array, Key, LogitsFn, as_partial
 
 ABSTAIN = -1
 """The label where nothing can be said."""
@@ -79,9 +78,9 @@ def _count(logits_fn: LogitsFn, key: Key, image: Array, sigma: Array, n: Array, 
 
 
 def _sample(key: Key, logits_fn: LogitsFn, image: Array, sigma: float, n: int, batch_size: int) -> np.ndarray:
-    if not isinstance(logits_fn, Partial):
-        logits_fn = Partial(logits_fn)
-    counts = _count(logits_fn, key, jnp.asarray(image), jnp.float32(sigma), jnp.int32(n), batch_size=batch_size)
+    counts = _count(
+        as_partial(logits_fn), key, jnp.asarray(image), jnp.float32(sigma), jnp.int32(n), batch_size=batch_size
+    )
     return parallel.fetch(counts)
 
 

@@ -40,6 +40,8 @@ def check_images(images: Array, name: str = "images") -> None:
 
 def check_labels(labels: Array, batch: int, classes: int | None = None, name: str = "labels") -> None:
     """Raises ValueError unless labels are int32 (or int64, as NumPy has them) ``(batch,)`` in [0, classes)."""
+    if not isinstance(labels, jax.Array | np.ndarray):
+        raise ValueError(f"{name} must be an int32 array ({batch},), got {type(labels).__name__}")
     if labels.shape != (batch,) or labels.dtype not in (jnp.int32, jnp.int64):
         raise ValueError(f"{name} must be int32 of shape ({batch},), got {labels.dtype} of shape {labels.shape}")
     if is_concrete(labels):

@@ -8,6 +8,8 @@ import importlib.metadata
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -85,7 +87,7 @@ def _table(headings: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
 def _share(right: np.ndarray) -> str:
     """Mean in percent with its 95 % interval; ``(redraws, N)``."""
     total, mean = right.shape[-1], float(right.mean())
-    low, high = evaluate.wilson_interval(round(mean * total), total)
+    low, high = evaluate.wilson_interval(min(mean * total, total), total)
     return f"{100 * mean:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
 
 
@@ -99,7 +101,7 @@ def fit_filters(arguments: argparse.Namespace) -> None:
 
 def train_model(arguments: argparse.Namespace) -> None:
     """`train.fit`, for a model with filters on the reconstructions; then its accuracy on test images."""
-    network = SETS[arguments.data][0]
+    network, checkpoints = SETS[arguments.data][0], as_path(f"{arguments.out}-checkpoints")
     images, labels = _examples(arguments.data, "train", arguments.data_dir)
     filters = load_filters(arguments.filters) if arguments.filters else None
     seconds = time.perf_counter()
@@ -115,7 +117,7 @@ def train_model(arguments: argparse.Namespace) -> None:
         optimizer=optax.adam(optax.cosine_decay_schedule(1e-3, steps)),
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
-        checkpoints=f"{arguments.out}-checkpoints",
+        checkpoints=checkpoints,
     )
     recipe = {
         "data": arguments.data,
@@ -128,7 +130,8 @@ def train_model(arguments: argparse.Namespace) -> None:
         "seconds": round(time.perf_counter() - seconds),
     }
     train.save_weights(as_path(arguments.out), variables, recipe)
-    shutil.rmtree(f"{arguments.out}-checkpoints")  # of a finished training, which another one would not go on from
+    # Of a finished training, which another one would not go on from. In an object store the path itself can do it.
+    getattr(checkpoints, "rmtree", partial(shutil.rmtree, checkpoints))()
     test_images, test_labels = (a[:CHECKED] for a in _examples(arguments.data, "test", arguments.data_dir))
     found = _load(arguments.out)
     defense = found.defense(0.0, 1)
@@ -202,12 +205,15 @@ def certify(arguments: argparse.Namespace) -> None:
     images, labels = (
         array[: arguments.images] for array in _examples(found.recipe["data"], "test", arguments.data_dir)
     )
+    ceiling = smoothing.certified_radius(arguments.samples, arguments.samples, arguments.alpha, arguments.sigma)
+    if ceiling == 0:
+        raise ValueError(f"--samples is too few to certify anything at --alpha {arguments.alpha}: {arguments.samples}")
     defense = found.defense(arguments.beta2, 1)
     logits_fn = found.logits_fn if defense is None else defense.draw if arguments.beta2 > 0 else defense.static
     radii = np.zeros(len(images))
     for i in range(len(images)):
         made = smoothing.certify(
-            jax.random.key(arguments.seed + i),
+            jax.random.fold_in(jax.random.key(arguments.seed), i),
             logits_fn,
             images[i],
             sigma=arguments.sigma,
@@ -218,7 +224,6 @@ def certify(arguments: argparse.Namespace) -> None:
         radii[i] = made.radius if right else -1
         said = "abstains" if made.label == smoothing.ABSTAIN else f"class {made.label}, radius {made.radius:.3f}"
         print(f"image {i}: {said}{'' if right else f', but it is {labels[i]}'}", flush=True)
-    ceiling = smoothing.certified_radius(arguments.samples, arguments.samples, arguments.alpha, arguments.sigma)
     levels = [0.0, *(round(ceiling * share, 3) for share in (0.25, 0.5, 0.75)), round(ceiling, 3) - 0.001]
     lines = [(f"{level:.3f}", _share((radii > level)[None])) for level in levels]
     print(f"\nright and certified beyond an l2 radius; {ceiling:.3f} is the most that {arguments.samples} samples give")
@@ -231,7 +236,9 @@ def report(arguments: argparse.Namespace) -> None:
     for path in arguments.outcomes:
         found = evaluate.load_outcomes(as_path(path))
         attacks = found.facts.get("attacks") or [found.facts.get("title", "")]
-        lines.append((found.facts["model"], len(found.rows), _share(found.scoring), "; ".join(attacks)))
+        lines.append(
+            (found.facts.get("model", Path(path).stem), len(found.rows), _share(found.scoring), "; ".join(attacks))
+        )
     print(_table(("model", "images", "left", "attacks"), lines))
 
 

@@ -272,7 +272,8 @@ def fit(
         The filters, and the history of the run.
 
     Raises:
-        ValueError: images or rules out of range, both key and state given, or rules under which no filter begins.
+        ValueError: images or rules out of range, both key and state given, a state of other filters, or rules under
+            which no filter begins.
 
     Reference: Section III a, Eq. 3.
     """
@@ -282,6 +283,9 @@ def fit(
         raise ValueError("key draws a first filter for a new run: it cannot be given together with state")
     patch_grid(images.shape, config.size)
     current = init(images.shape[-1], config=config, key=key) if state is None else state
+    wanted = (*config.size, images.shape[-1])
+    if current.filters.means.shape[1:] != wanted:
+        raise ValueError(f"state must have filters of {wanted}, got {current.filters.means.shape[1:]}")
     first = int(current.step)
     if first >= config.steps:
         raise ValueError(f"steps must be above the {first} M-steps that the state has behind it, got {config.steps}")

@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from tqdm import tqdm
 
@@ -27,9 +28,9 @@ def fit_gradient(
 ) -> tuple[RBFFilters, Array]:
     """Learns a fixed number of filters by gradient: Adam on ``-mean_z max_j s(z, g_j)`` over means and log-variances.
 
-    The authors' own successor to EM (the second version of their code). The means start at random patches and are kept
-    in [0, 1]. The objective is unbounded where patches are exactly alike (their filter's variance goes to 0), so the
-    variance stays above ``variance_floor``.
+    The authors' own successor to EM (the second version of their code). The means start at random patches, no two
+    alike, and are kept in [0, 1]. The objective is unbounded where patches are exactly alike (their filter's variance
+    goes to 0), so the variance stays above ``variance_floor``.
 
     Args:
         key: draws the first patches and the batches.
@@ -46,7 +47,7 @@ def fit_gradient(
         The filters, and the mean best score of each step, ``(steps,)``.
 
     Raises:
-        ValueError: images or numbers out of range.
+        ValueError: images or numbers out of range, or more filters than different patches.
     """
     check_key(key)
     check_images(images)
@@ -59,7 +60,11 @@ def fit_gradient(
     start_key, choice_key, batch_key = jax.random.split(key, 3)
     some = images[jax.random.choice(start_key, images.shape[0], (min(500, images.shape[0]),), replace=False)]
     patches = extract_patches(some, size).reshape(-1, math.prod(shape[1:]))
-    means = jax.random.choice(choice_key, patches, (filters,), replace=False).reshape(shape)
+    # Equal filters would share every gradient, and stay equal: most patches of MNIST are black.
+    distinct = np.unique(np.asarray(patches), axis=0)
+    if filters > len(distinct):
+        raise ValueError(f"filters must be at most the {len(distinct)} different patches of the images, got {filters}")
+    means = jax.random.choice(choice_key, jnp.asarray(distinct), (filters,), replace=False).reshape(shape)
     spread = jnp.maximum(jnp.var(patches, 0).sum(), variance_floor)
     params = (means, jnp.full((filters,), jnp.log(spread)))
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, steps))

@@ -1,5 +1,6 @@
 """The rules of the EM: how many patches make a step, when a filter begins, and how alpha moves."""
 
+import math
 from typing import NamedTuple
 
 from rbf_jax.checks import check_count, check_not_negative, check_positive
@@ -40,4 +41,6 @@ def check_em_config(config: EMConfig) -> None:
     check_count(config.growth_steps, "growth_steps", least=0)
     check_positive(config.expected_filters, "expected_filters")
     check_not_negative(config.new_share, "new_share")
+    if not math.isfinite(config.offset):
+        raise ValueError(f"offset must be finite, got {config.offset}")
     check_positive(config.variance_floor, "variance_floor")

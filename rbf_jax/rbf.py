@@ -142,10 +142,12 @@ def match_scores(
         Scores ``(..., P, K)``.
 
     Raises:
-        ValueError: wrong shapes, an unknown constant, or a floor not above 0.
+        ValueError: a wrong shape or dtype, an unknown constant, or a floor not above 0.
 
     Reference: Eq. 2, Nandy et al., IJCNN 2020.
     """
+    if patches.dtype != jnp.float32:
+        raise ValueError(f"patches must be float32 in [0, 1], got {patches.dtype}")
     if patches.shape[-1] != filters.flat_means.shape[-1]:
         raise ValueError(f"patches of D = {patches.shape[-1]} do not fit filters of {filters.means.shape[1:]}")
     peak = peak_scores(filters, variance_floor=variance_floor, constant=constant)

@@ -111,6 +111,39 @@ def test_a_defended_network(world, capsys):
     assert f"{certify.certified_radius(200, 200, 0.001, 0.1):.3f} is the most that 200 samples give" in said
 
 
+def test_any_name_in_the_home_will_do(world, capsys, monkeypatch, tmp_path):
+    """The shell leaves the ~ of --out=~/model alone."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    assert cli.main(["train", "--out=~/model", "--epochs", "2", "--batch-size", "20"]) == 0
+    assert cli.main(["attack", "~/model", "--images", "2", "--out=~/found"]) == 0
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["found", "model"]
+    assert cli.main(["report", "~/found"]) == 0
+
+
+def test_too_few_samples_certify_nothing(world, capsys):
+    assert train() == 0
+    assert cli.main(["certify", "model.npz", "--samples", "9"]) == 2
+    assert "--samples is too few to certify anything at --alpha 0.001: 9" in capsys.readouterr().err
+
+
+def test_shares_of_several_redraws_are_not_rounded():
+    """On the average 5/3 of 3 images are right; the interval by its closed form."""
+    p, n, z = 5 / 9, 3, 1.959964
+    centre, half = p + z**2 / (2 * n), z * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    low, high = (100 * (centre + sign * half) / (1 + z**2 / n) for sign in (-1, 1))
+    right = np.array([[1, 1, 0], [1, 1, 0], [1, 0, 0]], bool)
+    assert commands._share(right) == f"55.6 % ({low:.1f}-{high:.1f})"
+    assert commands._share(np.ones((3, 7), bool)).startswith("100.0 % (")
+
+
+def test_a_report_of_ledgers_without_a_model(tmp_path, capsys):
+    outcomes = Outcomes(np.arange(4), np.zeros((0, 4), bool), np.ones((1, 4), bool), {"title": "FGSM"})
+    evaluate.save_outcomes(tmp_path / "fgsm.npz", outcomes)
+    assert cli.main(["report", str(tmp_path / "fgsm.npz")]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == ["fgsm", "4", "100.0", "%", "(51.0-100.0)", "FGSM"]
+
+
 def test_report_has_a_line_for_each_file(tmp_path, capsys):
     for i, right in enumerate((0, 1)):
         outcomes = Outcomes(np.arange(4), np.zeros((0, 4), bool), np.full((1, 4), bool(right)), {"model": f"m{i}"})

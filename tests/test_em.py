@@ -344,6 +344,7 @@ BAD_FITS = {
     "half a step": (dict(config=EMConfig(steps=1.5)), "steps .* 1.5"),  # type: ignore[arg-type]
     "growth": (dict(config=EMConfig(growth_steps=-1)), "growth_steps .* -1"),
     "K0": (dict(config=EMConfig(expected_filters=0.0)), "expected_filters .* 0.0"),
+    "offset": (dict(config=EMConfig(offset=float("nan"))), "offset .* nan"),
     "share": (dict(config=EMConfig(new_share=-0.1)), "new_share .* -0.1"),
     "floor": (dict(config=EMConfig(variance_floor=0.0)), "variance_floor .* 0.0"),
     "state is past the end": (
@@ -386,6 +387,25 @@ def test_gradient_fit_raises_the_score(digits):
     again, other = gradient_fit(digits), gradient_fit(digits, seed=1)
     assert_same_tree((filters, scores), again)
     assert np.any(np.asarray(filters.means != other[0].means))
+
+
+def test_gradient_fit_keeps_its_filters_apart(digits):
+    """Most patches are black: filters that begin as one patch would stay equal."""
+    for seed in range(3):
+        filters, _ = gradient_fit(digits, seed=seed, filters=24, steps=8)
+        assert len(np.unique(filters.flat_means, axis=0)) == 24
+
+
+def test_gradient_fit_needs_as_many_different_patches():
+    with pytest.raises(ValueError, match="filters must be at most the 1 different patches of the images, got 6"):
+        gradient_fit(np.zeros((2, 8, 8, 1), np.float32))
+
+
+def test_a_state_of_other_filters_is_refused():
+    grey, colour = np.zeros((2, 8, 8, 1), np.float32), np.zeros((2, 8, 8, 3), np.float32)
+    _, info = em.fit(grey, config=em.MNIST._replace(steps=2), progress=False)
+    with pytest.raises(ValueError, match=r"state must have filters of \(3, 3, 3\), got \(3, 3, 1\)"):
+        em.fit(colour, state=info.state, progress=False)
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,12 @@ def test_filters_of_another_dtype_are_refused(name):
         check_filters(GOOD._replace(**{name: getattr(GOOD, name).astype(np.float16)}))
 
 
+def test_patches_of_bytes_are_refused():
+    """In uint8 the brightness that is split off would wrap round."""
+    with pytest.raises(ValueError, match=r"patches must be float32 in \[0, 1\], got uint8"):
+        match_scores(GOOD, jnp.zeros((4, 9), jnp.uint8))
+
+
 def test_filters_of_other_channels_are_refused():
     check_filters(GOOD, channels=1)
     with pytest.raises(ValueError, match="filters of 1 channels do not fit images of 3"):

@@ -117,8 +117,8 @@ _add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
 def _first_maximum(a: Array, b: Array) -> Array:
-    # jnp.maximum shares the gradient of a tie, the native pool gives it to the first.
-    return jnp.where(a >= b, a, b)
+    # jnp.maximum shares the gradient of a tie, the native pool gives it to the first. NaN is no maximum, but stays.
+    return jnp.where((a >= b) | jnp.isnan(a), a, b)
 
 
 def max_pool(images: Array) -> Array:

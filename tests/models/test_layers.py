@@ -120,6 +120,14 @@ def test_max_pool_is_the_native_one(rng, size, ties):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.parametrize("place", [(0, 0), (0, 1), (1, 0), (1, 1)], ids=str)
+def test_no_pool_swallows_a_nan(place):
+    """It must reach the logits, where it counts for no class."""
+    window = np.ones((1, 2, 2, 1), np.float32)
+    window[(0, *place, 0)] = np.nan
+    assert np.isnan(max_pool(jnp.asarray(window))).all()
+
+
 def test_the_module_takes_one_size(rng):
     with pytest.raises(ValueError, match=r"size must be a whole number of at least 1, got \(3, 3\)"):
         Conv(4, (3, 3)).init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)))  # type: ignore[arg-type]
