@@ -70,7 +70,8 @@ class AttackResult(NamedTuple):
     Attributes:
         images: float32 ``(B, H, W, C)`` in [0, 1]: the best adversarial image of each example, successful or not.
         success: bool ``(B,)``: the attack saw the model misled on that image (under the attack's own draws; a
-            randomised model is scored on fresh ones). Also where it was misled from the start.
+            randomised model is scored on fresh ones). Attacks of least distance and `apgd_t` look at the clean image,
+            too; of the others some fail where that alone is misclassified.
         distance: float32 ``(B,)``: the attack's norm of ``images`` minus the clean images.
         forwards: int32 ``(B,)``: forward passes spent on each example.
         backwards: int32 ``(B,)``: backward passes spent on each example.
@@ -103,7 +104,7 @@ class Attack(Protocol):
 
         Args:
             keys: one key (split by position), or one key for each example, ``(B,)``: then an example's result does not
-                depend on the batch around it.
+                depend on the batch around it (with JAX's own threefry keys; ``rbg`` keys draw otherwise in a batch).
             logits_fn: the model.
             images: float32 ``(B, H, W, C)`` in [0, 1].
             labels: int32 ``(B,)``, the true classes.

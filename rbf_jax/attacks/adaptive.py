@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from rbf_jax.attacks.driver import Composed, Iterative, is_misled
-from rbf_jax.attacks.gradients import fold_in
-from rbf_jax.checks import check_single_key
+from rbf_jax.attacks.gradients import RESULT, fold_in, logits_at
+from rbf_jax.checks import check_key, check_single_key
 from rbf_jax.types import Array, AttackResult, Key, LogitsFn, as_partial
 
 
@@ -63,9 +63,10 @@ def _transfer(
     attack: Iterative | Composed, models, keys, logits_fn, images, labels, *, targets, **options
 ) -> AttackResult:
     (source,) = models
+    check_key(keys)
     crafted = attack(keys, source, images, labels, targets=targets, **options)
     keys = keys if keys.shape else jax.random.split(keys, len(images))
-    logits = logits_fn(fold_in(keys, 0), crafted.images)
+    logits = logits_at(logits_fn, fold_in(keys, RESULT), crafted.images)
     return crafted._replace(success=is_misled(logits, labels, targets), forwards=crafted.forwards + 1)
 
 
@@ -85,6 +86,7 @@ def transfer(attack: Iterative | Composed, source: LogitsFn) -> Composed:
 
 
 def _annealed(attack, warm_up, models, keys, logits_fn, images, labels, *, start, **options) -> AttackResult:
+    check_key(keys)
     keys = keys if keys.shape else jax.random.split(keys, len(images))
     spent = jnp.zeros((2, len(images)), jnp.int32)
     for number, model in enumerate(models):

@@ -6,7 +6,7 @@ from rbf_jax.attacks.fab import fab, fab_t
 from rbf_jax.attacks.gradients import eot
 from rbf_jax.attacks.losses import dlr
 from rbf_jax.attacks.square import square
-from rbf_jax.checks import check_choice, check_count
+from rbf_jax.checks import check_choice, check_count, check_norm
 from rbf_jax.types import Norm
 
 EOT_DRAWS = 20
@@ -35,6 +35,7 @@ def autoattack(version: str, norm: Norm, *, epsilon: float, classes: int = 10) -
 
     Reference: Croce and Hein, ICML 2020; for l1 ICML 2021.
     """
+    check_norm(norm)
     check_choice(version, "version", ("standard", "rand", "plus"))
     check_count(classes, "classes", 3 if version == "rand" else 4)
     targets = min(classes - 1, 5 if norm.name == "l1" and version == "standard" else 9)

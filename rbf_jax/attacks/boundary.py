@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from rbf_jax.attacks.driver import choose
+from rbf_jax.attacks.gradients import logits_at
 from rbf_jax.attacks.losses import likely_classes, pick
 from rbf_jax.attacks.norms import L1, L2, Linf
 from rbf_jax.types import Array, Key, LogitsFn, Norm
@@ -40,7 +41,7 @@ def linearise(
         logits ``(B, classes)``; the gap ``z_k - z_y``, ``(B,)``; its gradient w, ``(B, H, W, C)``. Gap and gradient
         are 0 where no class has a usable gradient.
     """
-    logits, pull_back = jax.vjp(lambda x: logits_fn(keys, x), x)
+    logits, pull_back = jax.vjp(lambda x: logits_at(logits_fn, keys, x), x)
     classes = jnp.arange(logits.shape[-1])
     own = labels if targets is None else jnp.where(targets[:, None] == classes, -jnp.inf, logits).argmax(-1)
     gaps = jnp.take_along_axis(logits, tried, -1) - pick(logits, own)[:, None]

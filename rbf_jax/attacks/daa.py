@@ -125,7 +125,7 @@ def daa(
         order = jax.random.permutation(jax.random.fold_in(p.keys[0], number // RESHUFFLE), batch)
         shape = (-1, batch if group is None else group, math.prod(x.shape[1:]))
         grouped = jax.lax.map(lambda pair: interact(*pair), (x[order].reshape(shape), gradients[order].reshape(shape)))
-        return jnp.zeros_like(x).at[order].set(grouped.reshape(x.shape))
+        return jnp.zeros_like(x).at[order].set(grouped.reshape(x.shape).astype(x.dtype))
 
     def step(number: Array, logits_fn: LogitsFn, p: Problem, state: _State) -> _State:
         restart, within = number // (steps + 1), number % (steps + 1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from rbf_jax.attacks.boundary import DUAL, linearise, wrong_classes
 from rbf_jax.attacks.driver import Best, Iterative, Problem, better, is_misled, no_best
-from rbf_jax.attacks.gradients import Look, exact, fold_in
+from rbf_jax.attacks.gradients import Look, exact, fold_in, logits_at
 from rbf_jax.attacks.losses import margin
 from rbf_jax.attacks.norms import per_example
 from rbf_jax.checks import check_budget, check_count, check_norm, check_not_negative
@@ -35,7 +35,8 @@ def deepfool(
     """DeepFool: ``x <- clip(x + (1 + overshoot) (|z_k - z_y| / |w_k|_dual + 1e-4) direction(w_k))``, k the nearest.
 
     ``w_k`` is the gradient of ``z_k - z_y`` at x, and k the class whose linearised boundary is nearest. Stops where the
-    model is misled. In l1 a step fills pixels up to the box, the largest gradient first.
+    model is misled. In l1 a step fills pixels up to the box, the largest gradient first. Of a randomised model it sees
+    one draw at a time, and keeps what was lucky.
 
     Args:
         norm: `Linf`, `L2` or `L1`.
@@ -84,7 +85,7 @@ def deepfool(
             return state._replace(x=jnp.where(per_example(stays, x), x, moved), best=best)
 
         def end() -> _State:
-            return state._replace(best=record(state.best, x, logits_fn(keys, x), p, 0))
+            return state._replace(best=record(state.best, x, logits_at(logits_fn, keys, x), p, 0))
 
         return jax.lax.cond(number < steps, go_on, end)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rbf_jax.attacks.gradients import Look, fold_in
+from rbf_jax.attacks.gradients import RESULT, Look, fold_in, logits_at
 from rbf_jax.attacks.norms import per_example
 from rbf_jax.checks import check_budget, check_images, check_key, check_labels, check_not_negative
 from rbf_jax.types import Array, AttackResult, Key, LogitsFn, Norm
@@ -63,7 +63,7 @@ def is_misled(logits: Array, labels: Array, targets: Array | None) -> Array:
 def no_best(images: Array) -> Best:
     """Before the first iterate: the images themselves, which anything replaces."""
     none = jnp.zeros(images.shape[:1], jnp.int32)
-    return Best(images, none > 0, jnp.full(none.shape, -jnp.inf), none, none, none)
+    return Best(images, none > 0, jnp.full(none.shape, -jnp.inf, jnp.float32), none, none, none)
 
 
 def better(
@@ -210,7 +210,7 @@ class Iterative:
             beyond = self.norm.distance(images - problem.images) > problem.epsilon
             confined = self.norm.confine(problem.images, images, problem.epsilon)
             images = jnp.where(per_example(beyond, images), confined, images)
-            logits = logits_fn(fold_in(problem.keys, self.count), images)
+            logits = logits_at(logits_fn, fold_in(problem.keys, RESULT), images)
             success, forwards = is_misled(logits, problem.labels, problem.targets), forwards + 1
         distance = self.norm.distance(images - problem.images)
         return AttackResult(images, success, distance, forwards, best.backwards, best.restart)

@@ -53,6 +53,7 @@ def ead(
     authors' code has k one higher in the momentum.) `shrink` takes each pixel back towards the clean one by beta, not
     by beta times the step as FISTA would: so does the authors' code. c is searched as by `cw_l2`. Success is that of x,
     not of the slack; the best image over all steps by the rule is kept, the clean one included. There is no early stop.
+    On a randomised model as `cw_l2`.
 
     Args:
         epsilon: l1 budget, at least 0; inf for none. For a finite one keep `l1_rule`: the best by another may lie

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from rbf_jax.attacks.boundary import linearise, to_hyperplane, wrong_classes
 from rbf_jax.attacks.driver import Best, Iterative, Problem, better, is_misled, no_best
-from rbf_jax.attacks.gradients import Look, exact, fold_in
+from rbf_jax.attacks.gradients import Look, exact, fold_in, logits_at
 from rbf_jax.attacks.losses import likely_classes, margin
 from rbf_jax.attacks.norms import per_example
 from rbf_jax.checks import check_budget, check_count, check_norm, check_positive
@@ -41,7 +41,7 @@ def fab(
     ``d`` leads to the nearest of the boundaries of all wrong classes, made linear at x, within the box, from x and from
     the image x0; ``a = min(|d(x)| / (|d(x)| + |d(x0)|), alpha_max)``. Where the model is misled, the next step starts
     from ``(1 - beta) x0 + beta x``. Keeps the nearest misled iterate, and draws it nearer to the image at the end by
-    three steps of false position.
+    three steps of false position. Of a randomised model it sees one draw at a time, and keeps what was lucky.
 
     Args:
         norm: `Linf`, `L2` or `L1`.
@@ -149,7 +149,7 @@ def _attack(
         away, away_home = (jnp.maximum(norm.distance(deltas), 1e-8) for deltas in (here, there))
         alpha = per_example(jnp.minimum(away / (away + away_home), alpha_max), x)
         x = jnp.clip((1 - alpha) * (x + eta * here) + alpha * (home + eta * there), 0, 1)
-        logits = logits_fn(fold_in(keys, 2 * number + 1), x)
+        logits = logits_at(logits_fn, fold_in(keys, 2 * number + 1), x)
         misled = is_misled(logits, p.labels, p.targets)
         state = record(state, x, logits, p, run, (2, tried.shape[1]))
         return state._replace(x=jnp.where(per_example(misled, x), (1 - beta) * home + beta * x, x))
@@ -161,7 +161,7 @@ def _attack(
         # A tenth of what is left beyond the crossing: at it, rounding would decide.
         share = jnp.where((crossing >= inside) & (crossing < 1), 0.9 * crossing + 0.1, 1)
         x = p.images + per_example(share, p.images) * (state.best.images - p.images)
-        logits = logits_fn(fold_in(fold_in(p.keys, moves), number), x)
+        logits = logits_at(logits_fn, fold_in(fold_in(p.keys, moves), number), x)
         misled = is_misled(logits, p.labels, p.targets)
         state = record(state, x, logits, p, state.best.restart, (1, 0))
         return state._replace(

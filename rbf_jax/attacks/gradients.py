@@ -16,6 +16,15 @@ def fold_in(keys: Key, number: Array | int) -> Key:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
+RESULT = 2**31 - 1
+"""Folded into the keys where a result is looked at once more: no step of an attack has this number."""
+
+
+def logits_at(logits_fn: LogitsFn, keys: Key, images: Array) -> Array:
+    """The model's logits in float32: in half precision most gains of an attack's steps would be lost."""
+    return logits_fn(keys, images).astype(jnp.float32)
+
+
 class Look(NamedTuple):
     """What was seen at some images.
 
@@ -77,7 +86,7 @@ def _usable(gradient: Array) -> Array:
 
 def _look_once(keys, logits_fn, loss, images, labels, targets, /, *, with_gradient) -> Look:
     def total(images: Array) -> tuple[Array, tuple[Array, Array]]:
-        logits = logits_fn(keys, images)
+        logits = logits_at(logits_fn, keys, images)
         _check_classes(labels, targets, logits)
         values = loss(logits, labels, targets)
         return values.sum(), (values, logits)
@@ -133,7 +142,7 @@ def _of_mean(draws: int, *, of_softmax: bool) -> Estimator:
 
     def look(keys, logits_fn, loss, images, labels, targets, /, *, with_gradient) -> Look:
         def one(index: Array, images: Array) -> Array:
-            logits = logits_fn(fold_in(keys, index), images)
+            logits = logits_at(logits_fn, fold_in(keys, index), images)
             return jax.nn.log_softmax(logits) if of_softmax else logits
 
         def added(index: Array, total: Array) -> Array:

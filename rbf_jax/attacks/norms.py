@@ -57,7 +57,7 @@ def _linf_project(deltas: Array, epsilon: Array) -> Array:
 
 
 def _linf_sample(keys: Key, shape: tuple[int, ...], epsilon: Array) -> Array:
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, shape[1:], minval=-1.0, maxval=1.0))(keys)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, shape[1:], jnp.float32, -1.0, 1.0))(keys)
     return uniform * per_example(epsilon, uniform)
 
 
@@ -89,8 +89,8 @@ def _l2_project(deltas: Array, epsilon: Array) -> Array:
 def _l2_sample(keys: Key, shape: tuple[int, ...], epsilon: Array) -> Array:
     def one(key: Key) -> Array:
         direction_key, radius_key = jax.random.split(key)
-        normal = jax.random.normal(direction_key, shape[1:])
-        radius = jax.random.uniform(radius_key) ** (1 / math.prod(shape[1:]))
+        normal = jax.random.normal(direction_key, shape[1:], jnp.float32)
+        radius = jax.random.uniform(radius_key, (), jnp.float32) ** (1 / math.prod(shape[1:]))
         return radius * normal / jnp.linalg.norm(normal.ravel())
 
     unit = jax.vmap(one)(keys)
@@ -216,8 +216,8 @@ def _l1_confine(images: Array, moved: Array, epsilon: Array) -> Array:
 def _l1_sample(keys: Key, shape: tuple[int, ...], epsilon: Array) -> Array:
     def one(key: Key) -> Array:
         laplace_key, rest_key = jax.random.split(key)
-        laplace = jax.random.laplace(laplace_key, shape[1:])
-        return laplace / (jnp.abs(laplace).sum() + jax.random.exponential(rest_key))
+        laplace = jax.random.laplace(laplace_key, shape[1:], jnp.float32)
+        return laplace / (jnp.abs(laplace).sum() + jax.random.exponential(rest_key, (), jnp.float32))
 
     unit = jax.vmap(one)(keys)
     return unit * per_example(epsilon, unit)

@@ -52,8 +52,10 @@ def rays(*, epsilon: float = math.inf, queries: int = 10_000, tolerance: float =
     def begin(logits_fn: LogitsFn, p: Problem) -> _State:
         del logits_fn
         batch, size = len(p.images), math.prod(p.images.shape[1:])
-        one, none = jnp.ones(batch), jnp.zeros(batch, jnp.int32)
-        return _State(jnp.ones((batch, size)), jnp.inf * one, none, none, 0 * one, one, none > 0, no_best(p.images))
+        one, none = jnp.ones(batch, jnp.float32), jnp.zeros(batch, jnp.int32)
+        return _State(
+            jnp.ones((batch, size), jnp.float32), jnp.inf * one, none, none, 0 * one, one, none > 0, no_best(p.images)
+        )
 
     def step(number: Array, logits_fn: LogitsFn, p: Problem, state: _State) -> _State:
         size = state.signs.shape[-1]

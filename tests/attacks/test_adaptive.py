@@ -149,7 +149,6 @@ def _lucky(share, key, images):
     return jnp.stack([1 - wrong, wrong], 1) + 0 * images.sum((1, 2, 3))[:, None]
 
 
-@pytest.mark.full
 def masking_checks(model, images, labels, steps=20, **options):
     return attacks.masking_checks(
         KEY, model, images, labels, norm=attacks.Linf, epsilon=0.1, large_epsilon=0.5, steps=steps, **options
@@ -166,6 +165,49 @@ def test_checks_of_a_noisy_model_need_a_judge():
 
     assert checks(None).value < 0.05
     assert checks(Partial(_lucky, 0.0)) == checks(None)._replace(raised=True, value=1.0)
+
+
+def _reversed(model, spread, key, images):
+    """The gradient points the wrong way, and each look has noise of its own."""
+    logits = model(key, images)
+    keys = key if key.shape else jax.random.split(key, len(images))
+    noise = jax.vmap(lambda key: jax.random.normal(key, logits.shape[1:]))(keys)
+    return 2 * jax.lax.stop_gradient(logits) - logits + spread * noise
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_checks_find_reversed_gradients_also_behind_noise(spread):
+    """A random search that compares looks under different noise keeps what was lucky, and finds next to nothing."""
+    bare, images = mlp(0, (28, 28, 1)), grey(0, 20, (28, 28, 1))
+    flags = attacks.masking_checks(
+        KEY,
+        Partial(_reversed, bare, spread),
+        images,
+        own_labels(bare, images),
+        norm=attacks.Linf,
+        epsilon=0.01,
+        large_epsilon=0.5,
+        judge=Partial(_reversed, bare, 0.0) if spread else None,
+        steps=5,
+        queries=300,
+    )
+    flag = flags["gradient-free beats gradient-based"]
+    assert flag.raised
+    assert flag.value > 0.6
+
+
+def test_checks_count_what_is_wrong_from_the_start():
+    """Whatever the attacks make of them, images that are misclassified as they are were not robust."""
+
+    def quantised(key, images):
+        """Right only where an attack has moved the image."""
+        del key
+        moved = jnp.abs(images * 255 - jnp.round(images * 255)).max((1, 2, 3)) > 0.01
+        return jnp.stack([moved, ~moved], -1).astype(jnp.float32) + 0 * images.sum()
+
+    images = jnp.round(grey(0, COUNT, SHAPE) * 255) / 255
+    flags = masking_checks(quantised, images, jnp.zeros(COUNT, jnp.int32), queries=5)
+    assert flags["robust at a large epsilon"].value == 0
 
 
 def test_checks_find_nothing_on_a_sound_model():
@@ -280,6 +322,32 @@ def test_transfer_scores_on_the_target():
     np.testing.assert_array_equal(result.success, predictions(target, result.images) != labels)
     np.testing.assert_array_equal(result.forwards, crafted.forwards + 1)
     assert 0 < result.success.mean() < 1
+
+
+def test_transfer_scores_under_noise_that_no_attack_has_seen():
+    """From a noisy model to itself: FGSM's images do no better than under any other draws."""
+    images, labels = grey(0, 200, SHAPE), jnp.zeros(200, jnp.int32)
+
+    def noisy(key, images):
+        keys = key if key.shape else jax.random.split(key, len(images))
+        noise = jax.vmap(lambda key: jax.random.normal(key, SHAPE))(keys)
+        # The class turns on whether the image goes along with the noise.
+        with_it = ((images - 0.5) * noise).sum((1, 2, 3))
+        return jnp.stack([0.5 - with_it, with_it], -1)
+
+    attack = attacks.fgsm(attacks.Linf, epsilon=0.2)
+    result = attacks.transfer(attack, noisy)(KEY, noisy, images, labels)
+    fresh = noisy(jax.random.key(9), result.images).argmax(-1) != 0
+    assert abs(result.success.mean() - fresh.mean()) < 0.15
+
+
+def test_a_raw_key_is_named():
+    images, model = grey(0, 4, SHAPE), mlp(0, SHAPE)
+    attack = attacks.pgd(attacks.Linf, epsilon=0.1, steps=3)
+    for composed in (attacks.annealed(attack, [model]), attacks.transfer(attack, model)):
+        for key in (0, jax.random.PRNGKey(0)):
+            with pytest.raises(ValueError, match=r"key must be a typed key from jax\.random\.key"):
+                composed(key, model, images, own_labels(model, images))
 
 
 def test_annealing_counts_all_stages_and_needs_one():

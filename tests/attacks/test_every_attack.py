@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attack_helpers import RADIUS, assert_within, mixed, mlp, own_labels, predictions
+from jax.tree_util import Partial
 
 from rbf_jax import attacks
 from rbf_jax.attacks import L1, L2, Composed, Iterative, Linf
@@ -99,6 +100,20 @@ def test_the_contract(name):
         for found, rows in ((turned, np.arange(8)[::-1]), (part, few)):
             for a, b in zip(found, result, strict=True):
                 np.testing.assert_allclose(a, np.asarray(b)[rows], atol=2e-5)
+
+
+def _half(key, images):
+    return MODEL(key, images).astype(jnp.bfloat16)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.filterwarnings("error::FutureWarning")
+@pytest.mark.parametrize("wide", [False, True], ids=["half precision", "x64"])
+def test_the_precision_of_the_model_and_of_jax(name, wide, standard_promotion):
+    """Logits in bfloat16, as of mixed-precision models, and a JAX that computes in float64 where nothing is said."""
+    with jax.enable_x64(wide):
+        result = jax.eval_shape(EVERY[name], KEYS, MODEL if wide else Partial(_half), IMAGES, LABELS)
+    assert (result.images.dtype, result.distance.dtype) == (jnp.float32, jnp.float32)
 
 
 @pytest.mark.parametrize("name", BY_NORM)
