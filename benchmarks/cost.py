@@ -31,7 +31,8 @@ class Machine(NamedTuple):
     Attributes:
         peak: FLOP/s at JAX's default precision: TF32 without sparsity, bfloat16 on a TPU.
         bandwidth: of its memory, bytes/s.
-        share: of the peak that is reached; assumed, low as the convolutions have few channels.
+        share: of the peak that is reached, low as the convolutions have few channels; of an H100 by the published runs,
+            where training reached 1 to 2 % beside other work on the card; of a TPU assumed.
         dollars: an hour; assumed, a list price of 2026.
     """
 
@@ -42,8 +43,8 @@ class Machine(NamedTuple):
 
 
 MACHINES = {
-    "one H100": Machine(495e12, 3.35e12, 0.1, 3.0),
-    "one TPU v5e-8": Machine(8 * 197e12, 8 * 819e9, 0.1, 9.6),
+    "one H100": Machine(495e12, 3.35e12, 0.02, 3.0),
+    "one TPU v5e-8": Machine(8 * 197e12, 8 * 819e9, 0.02, 9.6),
 }
 CORES_DOLLARS = 0.10
 

@@ -171,7 +171,7 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
     if config.train.shift and not config.train.flips:
         raise ValueError(f"config.train.shift must be 0 without config.train.flips, got {config.train.shift}")
     if recipe.adversarial:
-        # Attacked through the front end of the test: that of training is so sharp that most of its gradients vanish.
+        # Attacked through the front end of the test, which is the one that attacks will meet.
         network = network if front is None else models.behind(front, network)
         settings = config.adversarial
         attack = attacks.pgd(attacks.Linf, epsilon=settings.epsilon, steps=settings.steps, step_size=settings.step_size)
@@ -247,7 +247,7 @@ def noise_bank(
         if not make:
             raise ValueError(f"{path} is gone, and the model that made it has been trained on since. {way_out}")
         count, began = min(config.noise.bank_examples, len(examples.train.labels)), time.perf_counter()
-        # Through the front end of the test: that of training is so sharp that most of its gradients vanish.
+        # Through the front end of the test, which is the one that attacks will meet.
         images, labels = examples.train.images[:count], examples.train.labels[:count]
         result = evaluate.run_attack(
             jax.random.key(config.seed),
