@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import certification, evaluation, learn
-from experiments.catalogue import ATTACK_STEP, ball, cells
+from experiments.catalogue import ATTACK_STEP, Cell, ball, cells
 from experiments.recipes import RECIPES
 from experiments.rundir import Run
 from rbf_jax import RBFFilters, parallel, reconstruct
@@ -80,8 +80,21 @@ def training(run: Run, examples: learn.Data, models: Sequence[str], speed: Speed
         if recipe.adversarial:
             epoch += total * ATTACK_STEP * (config.adversarial.steps + 1) * (speed.forward + front)
         epoch += len(examples.validation.labels) * speed.forward
-        stages.append((f"training {name}, {epochs} epochs", epochs * epoch + bank))
+        left = 1 - _steps_done(run, name) / max(1, epochs * (total // config.train.batch_size))
+        stages.append((f"training {name}, {epochs} epochs", left * (epochs * epoch + bank)))
     return stages
+
+
+def _steps_done(run: Run, name: str) -> int:
+    """Up to the last checkpoint of a model."""
+    checkpoints = (run.directory / "checkpoints" / name).glob("[0-9]*")
+    return max((int(path.name) for path in checkpoints if path.name.isdigit()), default=0)
+
+
+def _crafted(run: Run, cell: Cell) -> float:
+    """Share of a cell's images that are crafted; of a suite nothing is known before its end."""
+    batches = len(list(evaluation.crafted_in(run, cell).glob("[0-9]*.npz")))
+    return min(1.0, batches * run.config.attack.batch_size / cell.examples)
 
 
 def attacking(run: Run, speed: Speeds) -> list[Stage]:
@@ -93,9 +106,10 @@ def attacking(run: Run, speed: Speeds) -> list[Stage]:
         for scoring in todo:
             draws = config.draws if scoring.form.startswith("predict") else 1
             seconds += len(scoring.rows) * (scoring.selection + scoring.redraws) * speed.look(cell.model, draws)
-        if todo and cell.folder not in crafted and not evaluation.crafted_in(run, cell).exists():
+        if todo and cell.folder not in crafted:
             crafted.add(cell.folder)
-            seconds += cell.examples * cell.passes * ATTACK_STEP * speed.look(cell.source)
+            share = 1 - _crafted(run, cell)
+            seconds += share * cell.examples * cell.passes * ATTACK_STEP * speed.look(cell.source)
         if todo:
             met = f"{cell.title} {ball(cell.norm, cell.epsilon)}" if cell.norm else cell.title
             title = f"{met} on {cell.model}"

@@ -18,7 +18,7 @@ from experiments import learn, rundir, tables
 from experiments.provenance import ROOT, published_as
 from experiments.recipes import RECIPES
 from rbf_jax import checks, parallel, rbf
-from rbf_jax.files import as_path, replacing
+from rbf_jax.files import as_path, read_json, replacing
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file, :PROFILE behind it")
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory (default: a folder of $WORKDIR)")
@@ -57,17 +57,34 @@ def open_run() -> rundir.Run:
 
 
 def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> None:
-    """Copies files of the run, and models with their recipes, into ``results/NAME/``; then makes its tables."""
+    """Copies files of the run, and models with their recipes, into ``results/NAME/``; then makes its tables.
+
+    Raises:
+        ValueError: no ledger is among the files, and those that are there are of other weights of a model.
+    """
     if jax.process_index() > 0:
         return
     directory = ROOT / "results" / published_as(run.config)
     files = [path.relative_to(run.directory) for path in files]
+    measured = any(path.parent.name == "ledger" for path in files)
+    for name in models:
+        known, ledgers = directory / "models" / f"{name}.json", sorted(directory.glob(f"ledger/{name}-*.npz"))
+        if (
+            not measured
+            and known.exists()
+            and ledgers
+            and _sha256(known) != _sha256(learn.weights_path(run, name).with_suffix(".json"))
+        ):
+            raise ValueError(
+                f"{directory} holds what was measured of other weights of {name} ({ledgers[0].name}): publish the "
+                f"whole run, or remove these ledgers. The new weights are {learn.weights_path(run, name)}"
+            )
     for name in models:
         # Weights worth keeping, and small enough for a repository.
         kinds = (".npz", ".json") if run.config.set == "mnist" else (".json",)
         files = [Path("models") / f"{name}{kind}" for kind in kinds] + files
     # What a run before found, with other attacks or weights of these models, must not mix with this one.
-    for folder in ("ledger", "certificates") if any(path.parent.name == "ledger" for path in files) else ():
+    for folder in ("ledger", "certificates") if measured else ():
         for path in directory.glob(f"{folder}/*.npz"):
             if path.name.split("-")[0] in models and path.relative_to(directory) not in files:
                 path.unlink()
@@ -79,6 +96,11 @@ def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> No
             temporary.write_bytes((run.directory / path).read_bytes())
     if (directory / "job.json").exists():
         tables.write_results(directory)
+
+
+def _sha256(record: Path) -> str | None:
+    """Of the weights that a model's record is of."""
+    return read_json(record, "Remove it").get("sha256")
 
 
 def publish_contest(name: str, settings: dict[str, Any], folder: Path) -> None:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import cost
-from experiments.catalogue import ATTACK_STEP
+from experiments import cost, evaluation
+from experiments.catalogue import ATTACK_STEP, cells
 from experiments.configs import mnist
 from experiments.learn import Data, Examples
 from experiments.rundir import Run
@@ -35,3 +35,30 @@ def test_what_a_training_takes(tmp_path, name, flips, epochs_seconds, once):
     stages = cost.training(Run(tmp_path, config), Data(*parts), [name], cost.Speeds(1.0, 10.0))
     assert [title for title, _ in stages] == [f"training {name}, 3 epochs"]
     assert stages[0][1] == pytest.approx(3 * epochs_seconds + once)
+
+
+def test_what_is_left_of_a_stopped_run(tmp_path):
+    """Up to the last checkpoint a training is paid for, and so are the batches that an attack has finished."""
+    config = mnist.get_config("smoke")
+    config.models, config.epochs, config.train.epochs, config.train.batch_size = ("cnn",), {}, 4, 10
+    config.attack.plan, config.attack.examples = ((("cnn",), (("linf", 0.3),), ("pgd",), 100),), {"default": 100}
+    config.attack.batch_size = 20
+    run, speed = Run(tmp_path, config), cost.Speeds(1.0, 10.0)
+    parts = (Examples(np.zeros((count, 1, 1, 1), np.float32), np.zeros(count, np.int32)) for count in (45, 5, 100))
+    examples = Data(*parts)
+    (tmp_path / "filters.npz").touch()
+    ((_, training),) = cost.training(run, examples, ["cnn"], speed)
+    clean, (_, attack) = cost.attacking(run, speed)
+    for step in (4, 12):  # of 16
+        (tmp_path / "checkpoints" / "cnn" / str(step)).mkdir(parents=True)
+    (tmp_path / "checkpoints" / "cnn" / "16.tmp").mkdir()
+    ((_, left),) = cost.training(run, examples, ["cnn"], speed)
+    assert left == pytest.approx(training / 4)
+    (cell,) = [cell for cell in cells(config) if cell.norm]
+    evaluation.crafted_in(run, cell).mkdir(parents=True)
+    for start in range(0, 60, 20):
+        (evaluation.crafted_in(run, cell) / f"{start:06d}.npz").touch()
+    after_clean, (_, left) = cost.attacking(run, speed)
+    assert after_clean == clean
+    scoring = 100.0
+    assert left - scoring == pytest.approx(0.4 * (attack - scoring))

@@ -62,6 +62,20 @@ def test_a_model_alone_leaves_the_ledger(run, tmp_path):
     assert not (results / "README.md").exists()  # there is no job yet
 
 
+def test_a_model_alone_does_not_take_the_place_of_one_that_was_measured(run, tmp_path):
+    """Its accuracies would stand beside another training."""
+    results = tmp_path / "results" / "mnist-cpu"
+    jobs.publish(run, ("cnn",), [run.directory / "ledger" / "cnn-clean-static.npz", run.directory / "job.json"])
+    jobs.publish(run, ("cnn",), [])
+    before = {name: (results / name).read_bytes() for name in files(results)}
+    record = run.directory / "models" / "cnn.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"sha256": "of other weights"}))
+    with pytest.raises(ValueError, match=r"other weights of cnn \(cnn-clean-static.npz\): publish the whole run"):
+        jobs.publish(run, ("cnn",), [])
+    assert {name: (results / name).read_bytes() for name in files(results)} == before
+    jobs.publish(run, ("cnn",), [run.directory / "ledger" / "cnn-clean-static.npz", run.directory / "job.json"])
+
+
 def test_other_weights_stay_behind(run, tmp_path):
     jobs.publish(Run(run.directory, cifar10.get_config("gpu")), ("cnn",), [])
     assert [path.name for path in (tmp_path / "results" / "cifar10" / "models").iterdir()] == ["cnn.json"]
