@@ -47,8 +47,8 @@ def sections(
 
 
 _ON_TABLES = {
-    "III": "The worst case is the lower one of those under 'Worst cases'. It may lie above the lowest attack where its N "
-    "is smaller, as it is of fewer images, and for noisy models, as other redraws score it.",
+    "III": "The worst case is the lower one of those under 'Worst cases'. It may lie above the lowest attack where its "
+    "N is smaller, as it is of fewer images, and for noisy models, as other redraws score it.",
     "VII": "AutoAttack's rand version and the adaptive suite are under 'Every attack'. A lower level that met fewer "
     "attacks looks more robust than it is.",
 }
