@@ -196,17 +196,18 @@ def _losses(run: Run, test: Examples, forms: Models) -> Iterator[Section]:
         }
         if settings:
             # Not the images of the tables, which are left as they are once they are broken.
-            kind, facts = KINDS["apgd"], {"attack": "apgd", "norm": norm, "epsilon": epsilon, **settings}
+            facts = {"attack": "apgd", "norm": norm, "epsilon": epsilon, **settings}
             result = evaluate.run_attack(
                 jax.random.key(config.seed + 1),
-                kind.make(NORMS[norm], epsilon, settings.to_dict(), model),
+                attacks.apgd(NORMS[norm], epsilon=epsilon, **settings),
                 static,
                 images,
                 labels,
                 batch_size=min(config.attack.batch_size, CUT),
                 parts=Parts(run.directory / "attacks" / f"figure-loss-{name}", facts),
             )
-            directions[f"towards {kind.title.format(**settings)}'s image"] = (result.images - images) / epsilon
+            moved = jnp.asarray(result.images) - images
+            directions[f"towards {KINDS['apgd'].title.format(**settings)}'s image"] = moved / epsilon
         for title, direction in directions.items():
             losses = parallel.fetch(_cuts(key, static, images, labels, direction, epsilon * shares))
             panels.setdefault(title, {})[RECIPES[name].title] = (shares, losses.mean(-1))

@@ -42,9 +42,9 @@ def paper_number(
         return None
     if defended and (level := _level(form, beta2)) != BETA2:
         rows = PAPER["table7_beta2_tradeoff"][data_set]
-        numbers = rows.get(f"{norm}/{attack}" if norm else attack)
-        known = model == "rcnn_plus" and numbers is not None and level in rows["beta2"]
-        return numbers[rows["beta2"].index(level)] if known else None
+        key = f"{norm}/{attack}" if norm else attack
+        known = model == "rcnn_plus" and key in rows and level in rows["beta2"]
+        return rows[key][rows["beta2"].index(level)] if known else None
     if model == "cnn":
         value, strongest = PAPER["table3_linf_comparison"][data_set]["baseline"]
         return float(value) if norm == "linf" and attack == strongest else None

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -94,7 +95,7 @@ FIRST = {"factor": 2, "function": "sin", "activation": "relu", "member": "b"}
 
 
 def in_a_notebook(**changes):
-    cells = {"__name__": "__main__"}
+    cells: dict[str, Any] = {"__name__": "__main__"}
     exec(NOTEBOOK.format(**FIRST | changes), cells)
     return cells
 

@@ -1,5 +1,7 @@
 """Attacks on defences that hide their gradients: what fails, what gets through, and what the checks say."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -345,7 +347,8 @@ def test_a_raw_key_is_named():
     images, model = grey(0, 4, SHAPE), mlp(0, SHAPE)
     attack = attacks.pgd(attacks.Linf, epsilon=0.1, steps=3)
     for composed in (attacks.annealed(attack, [model]), attacks.transfer(attack, model)):
-        for key in (0, jax.random.PRNGKey(0)):
+        keys: tuple[Any, ...] = (0, jax.random.PRNGKey(0))
+        for key in keys:
             with pytest.raises(ValueError, match=r"key must be a typed key from jax\.random\.key"):
                 composed(key, model, images, own_labels(model, images))
 

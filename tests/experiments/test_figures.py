@@ -178,8 +178,8 @@ def drawn_losses(drawn):
     ((_, _, figure, _),) = [one for one in drawn if "loss around" in one[0]]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     lines = {axes.get_title(): dict(zip(labels, axes.get_lines(), strict=True)) for axes in figure.axes}
-    found = {title: {name: line.get_ydata() for name, line in of.items()} for title, of in lines.items()}
-    return found, figure.axes[0].get_lines()[0].get_xdata()
+    found = {title: {name: np.asarray(line.get_ydata()) for name, line in of.items()} for title, of in lines.items()}
+    return found, np.asarray(figure.axes[0].get_lines()[0].get_xdata())
 
 
 def mean_loss(scale, images, labels):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -213,7 +214,8 @@ def test_killed_at_random_times_it_ends_the_same(examples, tmp_path):
 
 def test_checkpoints_of_another_training_are_refused(examples, tmp_path):
     fit(examples, epochs=1, checkpoints=tmp_path)
-    for change, name in (({"epochs": 2}, "epochs"), ({"epochs": 1, "batch_size": 30}, "batch_size")):
+    changes: dict[str, dict[str, Any]] = {"epochs": {"epochs": 2}, "batch_size": {"epochs": 1, "batch_size": 30}}
+    for name, change in changes.items():
         with pytest.raises(ValueError, match=f"of another training: its {name}"):
             fit(examples, checkpoints=tmp_path, **change)
     moved = examples[0] * np.float32(0.5)
