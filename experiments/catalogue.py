@@ -201,7 +201,9 @@ def cells(config: Config) -> Iterator[Cell]:
 def ball(norm: str, epsilon: float) -> str:
     """A budget as tables name it; a radius that is no short decimal is a level of 8 bits: ``linf 8/255``."""
     radius = f"{epsilon:g}"
-    return f"{norm} {radius if len(radius) <= len('0.0001') else f'{255 * epsilon:g}/255'}"
+    if len(radius) > len("0.0001"):
+        radius = f"{255 * epsilon:g}/255"
+    return f"{norm} {radius}"
 
 
 def first_budget(config: Config) -> tuple[str, float]:
