@@ -27,7 +27,7 @@ from experiments.rundir import Config, Run
 from rbf_jax import evaluate
 from rbf_jax.certify import ABSTAIN, certified_radius, certify, predicted_class
 from rbf_jax.evaluate import Parts
-from rbf_jax.files import check_facts, read_npz, replacing
+from rbf_jax.files import check_facts, read_npz, write_npz
 from rbf_jax.types import LogitsFn
 
 NOTE = (
@@ -151,16 +151,8 @@ def _certify(run: Run, examples: Examples, setting: Setting, logits_fn: LogitsFn
     facts = provenance() | determined | {"seconds": round(parts.seconds(), 1)}
     accuracy = float((label == truth).mean())
     run.log({"stage": "certify", "accuracy": accuracy, "mean radius": float(radius.mean())} | facts)
-    with replacing(path) as temporary:
-        np.savez_compressed(
-            temporary,
-            rows=rows,
-            truth=truth,
-            label=label,
-            radius=radius,
-            counts=counts,
-            facts=np.array(json.dumps(facts)),
-        )
+    arrays = {"rows": rows, "truth": truth, "label": label, "radius": radius, "counts": counts}
+    write_npz(path, arrays | {"facts": np.array(json.dumps(facts))}, compressed=True)
 
 
 def load(path: str | Path) -> Certificates:

@@ -18,7 +18,7 @@ from experiments.recipes import RECIPES, front_end, kmeans_filters
 from experiments.rundir import Config, Run
 from rbf_jax import PRESETS, attacks, data, defend, em, evaluate, models, rbf, train
 from rbf_jax.data import Split
-from rbf_jax.files import read_npz, replacing
+from rbf_jax.files import read_npz, replacing, write_npz
 from rbf_jax.models.classifier import Variables
 from rbf_jax.rbf import RBFFilters
 from rbf_jax.types import Array, Key, LogitsFn
@@ -259,8 +259,7 @@ def noise_bank(
             parts=evaluate.Parts(folder / f"{name}-bank", {"noise": config.noise.to_dict()}),
             progress=f"noise bank of {name}",
         )
-        with replacing(path) as temporary:
-            np.savez(temporary, noise=result.images - images)
+        write_npz(path, {"noise": result.images - images})
         run.log({"stage": "bank", "model": name, "count": count, "seconds": round(time.perf_counter() - began, 1)})
     return jnp.asarray(read_npz(path, "a noise bank", way_out)["noise"])
 

@@ -118,6 +118,16 @@ def check_facts(described: str, found: Mapping[str, Any], wanted: Mapping[str, A
             raise ValueError(f"{described}: its {name} is {found.get(name)!r}, not {value!r}. {way_out}")
 
 
+def write_npz(path: str | os.PathLike[str], arrays: Mapping[str, Any], *, compressed: bool = False) -> None:
+    """Writes arrays as ``.npz``, whole or not at all, under any name: to one that ends otherwise NumPy adds ``.npz``.
+
+    Raises:
+        OSError: the file cannot be written; what was there before stays.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        (np.savez_compressed if compressed else np.savez)(file, **arrays)
+
+
 def read_npz(path: str | os.PathLike[str], kind: str, way_out: str) -> dict[str, np.ndarray]:
     """Reads all arrays of an ``.npz`` file.
 

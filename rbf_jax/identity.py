@@ -35,10 +35,10 @@ def fingerprint(*trees: Any) -> str:
 def described(value: Any) -> str:
     """sha256 of what a function or an attack is: names, settings and what it closes over, the same in every process.
 
-    Of a function that is in no installed library also its code and the globals that it names, and of an object the
-    methods of its class likewise: a model that reads its weights from a global is another one when they change. Arrays
-    count by their contents; an object of unknown make by its class alone. A function that looks things up while it runs
-    (a file, an attribute of such an object) is not seen through.
+    Of a function that is in no installed library also its code and the globals that it names, and of a class, or an
+    object of it, the methods likewise: a model that reads its weights from a global is another one when they change.
+    Arrays count by their contents; an object of unknown make by its class alone. A function that looks things up while
+    it runs (a file, an attribute of such an object) is not seen through.
     """
     return hashlib.sha256("\n".join(_parts(value, frozenset())).encode()).hexdigest()
 
@@ -64,10 +64,8 @@ def _parts(value: Any, around: frozenset[int]) -> list[str]:
         cells = [cell.cell_contents for cell in value.__closure__ or ()]
         children = [cells, value.__defaults__, value.__kwdefaults__]
         if not _is_library(value.__module__):
-            named = {
-                name: value.__globals__[name] for name in sorted(_names(value.__code__) & value.__globals__.keys())
-            }
-            children += [value.__code__, named]
+            read = sorted(_names(value.__code__) & value.__globals__.keys())
+            children += [value.__code__, {name: value.__globals__[name] for name in read}]
         elif "<lambda>" in name:
             children.append(value.__code__)
     elif isinstance(value, types.CodeType):
@@ -77,7 +75,8 @@ def _parts(value: Any, around: frozenset[int]) -> list[str]:
     elif isinstance(value, types.MethodType):
         children = [value.__func__, value.__self__]
     elif isinstance(value, type | types.BuiltinFunctionType):
-        name, children = f"{value.__module__}.{value.__qualname__}", []
+        name = f"{value.__module__}.{value.__qualname__}"
+        children = [*_methods(value)] if isinstance(value, type) else []
     elif hasattr(value, "__wrapped__"):
         children = [value.__wrapped__]
     elif isinstance(value, Mapping):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rbf_jax.checks import check_choice, check_positive, is_concrete, value_range
-from rbf_jax.files import read_npz, replacing
+from rbf_jax.files import read_npz, write_npz
 from rbf_jax.patches import patch_grid
 from rbf_jax.types import Array
 
@@ -158,8 +158,7 @@ def match_scores(
 def save(path: str | os.PathLike[str], filters: RBFFilters) -> None:
     """Writes filters as ``.npz`` with ``means (K, h, w, C)`` and ``variances (K,)``; never leaves half a file."""
     check_filters(filters)
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, means=np.asarray(filters.means), variances=np.asarray(filters.variances))
+    write_npz(path, {"means": np.asarray(filters.means), "variances": np.asarray(filters.variances)})
 
 
 def load(path: str | os.PathLike[str]) -> RBFFilters:

@@ -89,6 +89,7 @@ def looks_up(x): return np.{function}(x)
 def calls(x): return helper(x)
 def asks_a_set(x): return x in {{"a", "{member}"}}
 def applies(x): return net.apply({{}}, x)
+def builds(x): return Net().apply({{}}, x)
 anonymous = lambda x: x * {factor}
 """
 FIRST = {"factor": 2, "function": "sin", "activation": "relu", "member": "b"}
@@ -109,6 +110,7 @@ def in_a_notebook(**changes):
         ("looks_up", {"function": "cos"}),
         ("asks_a_set", {"member": "c"}),
         ("applies", {"activation": "tanh"}),
+        ("builds", {"activation": "tanh"}),
         ("net", {"activation": "tanh"}),
     ],
 )

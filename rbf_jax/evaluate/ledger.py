@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rbf_jax.files import read_json, read_npz, replacing
+from rbf_jax.files import read_json, read_npz, replacing, write_npz
 
 
 class Outcomes(NamedTuple):
@@ -85,9 +85,7 @@ class Parts(NamedTuple):
         began = time.perf_counter()
         arrays = compute()
         named: dict[str, Any] = {f"array{i:02d}": array for i, array in enumerate(arrays)}
-        seconds = time.perf_counter() - began
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, seconds=seconds, count=len(arrays), **named)
+        write_npz(path, {"seconds": time.perf_counter() - began, "count": len(arrays)} | named)
         return arrays
 
     def seconds(self) -> float:
@@ -101,15 +99,13 @@ class Parts(NamedTuple):
 
 def save_outcomes(path: str | Path, outcomes: Outcomes) -> None:
     """Writes outcomes as ``.npz``, eight to a byte; of the rows the steps, as those of a whole data set compress."""
-    # Opened here: NumPy would add .npz to a name that ends otherwise.
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(
-            file,
-            steps=np.diff(outcomes.rows, prepend=0).astype(np.int32),
-            selection=np.packbits(outcomes.selection, axis=-1),
-            scoring=np.packbits(outcomes.scoring, axis=-1),
-            facts=np.array(json.dumps(outcomes.facts)),
-        )
+    arrays = {
+        "steps": np.diff(outcomes.rows, prepend=0).astype(np.int32),
+        "selection": np.packbits(outcomes.selection, axis=-1),
+        "scoring": np.packbits(outcomes.scoring, axis=-1),
+        "facts": np.array(json.dumps(outcomes.facts)),
+    }
+    write_npz(path, arrays, compressed=True)
 
 
 def load_outcomes(path: str | Path) -> Outcomes:

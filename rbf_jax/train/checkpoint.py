@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rbf_jax.checks import is_key
-from rbf_jax.files import as_path, check_facts, is_remote, read_npz, replacing
+from rbf_jax.files import as_path, check_facts, is_remote, read_npz, write_npz
 from rbf_jax.models.classifier import Variables
 
 KEEP = 2
@@ -171,9 +171,7 @@ def save_weights(path: str | Path, variables: Variables, recipe: dict[str, Any])
     for name, value in half.items():
         if not np.isfinite(value).all():
             raise ValueError(f"variables must be finite in float16, {name} is not")
-    # Opened here: NumPy would add .npz to a name that ends otherwise.
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, recipe=np.array(json.dumps(recipe)), **half)
+    write_npz(path, {"recipe": np.array(json.dumps(recipe))} | half, compressed=True)
     return load_weights(path)[0]
 
 

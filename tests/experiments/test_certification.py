@@ -210,7 +210,7 @@ def test_other_images_are_refused(tmp_path, examples, monkeypatch):
     run = start(tmp_path)
     with pytest.raises(KeyboardInterrupt):
         certification.run_setting(run, examples, SETTING, linear())
-    with pytest.raises(ValueError, match="other weights or images"):
+    with pytest.raises(ValueError, match="other attack, weights or images"):
         certification.run_setting(run, Examples(1 - examples.images, examples.labels), SETTING, linear())
 
 
