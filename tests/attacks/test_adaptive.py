@@ -177,7 +177,7 @@ def _reversed(model, spread, key, images):
     return 2 * jax.lax.stop_gradient(logits) - logits + spread * noise
 
 
-@pytest.mark.parametrize("spread", [0.0, 1.0])
+@pytest.mark.parametrize("spread", [pytest.param(0.0, marks=pytest.mark.full), 1.0])
 def test_checks_find_reversed_gradients_also_behind_noise(spread):
     """A random search that compares looks under different noise keeps what was lucky, and finds next to nothing."""
     bare, images = mlp(0, (28, 28, 1)), grey(0, 20, (28, 28, 1))
