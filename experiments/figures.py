@@ -156,13 +156,16 @@ def _perception(run: Run, test: Examples, forms: Models) -> Iterator[Section]:
     )
 
 
+_loss_gradients, _losses_along = jax.jit(saliency.loss_gradients), jax.jit(saliency.losses_along)
+
+
 def _gradients(test: Examples, forms: Models) -> Iterator[Section]:
     """Fig. 5."""
     if not forms:
         return
-    gradients, clean, labels = jax.jit(saliency.loss_gradients), test.images[:SHOWN], test.labels[:SHOWN]
+    clean, labels = test.images[:SHOWN], test.labels[:SHOWN]
     maps = {
-        name: parallel.fetch(gradients(jax.random.key(0), model["static"], clean, labels))
+        name: parallel.fetch(_loss_gradients(jax.random.key(0), model["static"], clean, labels))
         for name, model in forms.items()
     }
     yield (
@@ -174,9 +177,6 @@ def _gradients(test: Examples, forms: Models) -> Iterator[Section]:
     )
 
 
-_cuts = jax.jit(saliency.losses_along)
-
-
 def _losses(run: Run, test: Examples, forms: Models) -> Iterator[Section]:
     """Cuts through the loss surface at the tables' first budget; towards APGD's images where the plan has APGD."""
     config = run.config
@@ -186,13 +186,16 @@ def _losses(run: Run, test: Examples, forms: Models) -> Iterator[Section]:
     settings = config.attack.settings.get("apgd") if any(cell.attack == "apgd" for cell in cells(config)) else None
     rows = evaluation.drawn(config, min(CUT, config.examples.test))
     images, labels, key = test.images[rows], test.labels[rows], jax.random.key(0)
-    shares = np.linspace(-2, 2, 17, dtype=np.float32)
+    shares, random = (
+        np.linspace(-2, 2, 17, dtype=np.float32),
+        jax.random.rademacher(jax.random.key(1), images.shape, images.dtype),
+    )
     panels: dict[str, dict[str, tuple[np.ndarray, np.ndarray]]] = {}
     for name, model in forms.items():
         static = model["static"]
         directions = {
-            "up the gradient's sign": jnp.sign(saliency.loss_gradients(key, static, images, labels)),
-            "along random signs": jax.random.rademacher(jax.random.key(1), images.shape, images.dtype),
+            "up the gradient's sign": jnp.sign(_loss_gradients(key, static, images, labels)),
+            "along random signs": random,
         }
         if settings:
             # Not the images of the tables, which are left as they are once they are broken.
@@ -209,7 +212,7 @@ def _losses(run: Run, test: Examples, forms: Models) -> Iterator[Section]:
             moved = jnp.asarray(result.images) - images
             directions[f"towards {KINDS['apgd'].title.format(**settings)}'s image"] = moved / epsilon
         for title, direction in directions.items():
-            losses = parallel.fetch(_cuts(key, static, images, labels, direction, epsilon * shares))
+            losses = parallel.fetch(_losses_along(key, static, images, labels, direction, epsilon * shares))
             panels.setdefault(title, {})[RECIPES[name].title] = (shares, losses.mean(-1))
     yield (
         "The loss around an image",

@@ -68,18 +68,8 @@ def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> No
     files = [path.relative_to(run.directory) for path in files]
     measured = any(path.parent.name == "ledger" for path in files)
     for name in models:
-        known, ledgers = directory / "models" / f"{name}.json", sorted(directory.glob(f"ledger/{name}-*.npz"))
-        if (
-            not measured
-            and known.exists()
-            and ledgers
-            and _sha256(known) != _sha256(learn.weights_path(run, name).with_suffix(".json"))
-        ):
-            raise ValueError(
-                f"{directory} holds what was measured of other weights of {name} ({ledgers[0].name}): publish the "
-                f"whole run, or remove these ledgers. The new weights are {learn.weights_path(run, name)}"
-            )
-    for name in models:
+        if not measured:
+            _check_weights(run, directory, name)
         # Weights worth keeping, and small enough for a repository.
         kinds = (".npz", ".json") if run.config.set == "mnist" else (".json",)
         files = [Path("models") / f"{name}{kind}" for kind in kinds] + files
@@ -98,9 +88,18 @@ def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> No
         tables.write_results(directory)
 
 
-def _sha256(record: Path) -> str | None:
-    """Of the weights that a model's record is of."""
-    return read_json(record, "Remove it").get("sha256")
+def _check_weights(run: rundir.Run, directory: Path, name: str) -> None:
+    """Raises ValueError where a folder of results has ledgers of other weights of a model."""
+    known, ledgers = directory / "models" / f"{name}.json", sorted(directory.glob(f"ledger/{name}-*.npz"))
+    if not known.exists() or not ledgers:
+        return
+    weights = learn.weights_path(run, name)
+    before, now = (read_json(record, "Remove it").get("sha256") for record in (known, weights.with_suffix(".json")))
+    if before != now:
+        raise ValueError(
+            f"{directory} holds what was measured of other weights of {name} ({ledgers[0].name}): publish the whole "
+            f"run, or remove these ledgers. The new weights are {weights}"
+        )
 
 
 def publish_contest(name: str, settings: dict[str, Any], folder: Path) -> None:

@@ -46,22 +46,23 @@ def headline(data_set: str, rows: Rows) -> Table:
 
 def _counted(row: Row | None) -> str:
     """With the number of attacks that it is the worst of."""
-    count = len(row.get("attacks", ("one",))) if row else 0
-    return f"{text(row)}, {count} attack{'s' if count > 1 else ''}" if row else text(row)
+    if row is None:
+        return text(row)
+    count = len(row.get("attacks", ("one",)))
+    return f"{text(row)}, {count} attack{'s' if count > 1 else ''}"
 
 
 def worth(data_set: str, rows: Rows) -> Table:
     """What is left of each model in the worst case, within the paper's budgets."""
-    headings = ["model", "clean", *(ball(norm, budget(data_set, norm)) for norm in ("linf", "l2", "l1")), "all three"]
-    together = union_title({norm: budget(data_set, norm) for norm in ("linf", "l2", "l1")})
-    lines = []
+    budgets = {norm: budget(data_set, norm) for norm in ("linf", "l2", "l1")}
+    headings, lines = ["model", "clean", *(ball(*each) for each in budgets.items()), "all three"], []
     for model in (name for name in COMPARED if name in rows.models()):
         for form in RECIPES[model].scored_on:
             line = {"model": column_title(model, form), "clean": text(rows.find(model, "clean", "", 0.0, form))}
-            for norm in ("linf", "l2", "l1"):
-                found = worst(rows, model, form, norm, budget(data_set, norm))
-                line[ball(norm, budget(data_set, norm))] = _counted(found)
-            unions = [r for r in rows.all if (r["model"], r["scored_on"], r["title"]) == (model, form, together)]
+            for each in budgets.items():
+                line[ball(*each)] = _counted(worst(rows, model, form, *each))
+            wanted = (model, form, union_title(budgets))
+            unions = [row for row in rows.all if (row["model"], row["scored_on"], row["title"]) == wanted]
             line["all three"] = text(least(unions))
             lines.append(line)
     return headings, lines
@@ -82,16 +83,15 @@ def gains(data_set: str, ledger: Sequence[Outcomes]) -> Table:
         ("front end, against a 3x3 mean", (short, "static"), ("mean", "static")),
         ("front end, against a k-means codebook", (short, "static"), ("kmeans", "static")),
     ]
-    norms = ("linf", "l2", "l1")
-    headings, lines = ["what is added", *(ball(norm, budget(data_set, norm)) for norm in norms)], []
+    budgets = {norm: budget(data_set, norm) for norm in ("linf", "l2", "l1")}
+    headings, lines = ["what is added", *(ball(*each) for each in budgets.items())], []
     for title, one, other in pairs:
         if one[0] not in present or other[0] not in present:
             continue
         line = {"what is added": title}
-        for norm in norms:
-            epsilon = budget(data_set, norm)
-            found = gain(ledger, one, other, norm, epsilon)
-            line[ball(norm, epsilon)] = NOT_RUN if found is None else f"{found[0]:+.1f}, N={found[1]}"
+        for each in budgets.items():
+            found = gain(ledger, one, other, *each)
+            line[ball(*each)] = NOT_RUN if found is None else f"{found[0]:+.1f}, N={found[1]}"
         lines.append(line)
     return headings, lines
 

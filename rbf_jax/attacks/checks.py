@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.tree_util import Partial
 
 from rbf_jax.attacks.adaptive import known_noise
 from rbf_jax.attacks.driver import Composed, Iterative, is_misled
@@ -14,7 +13,7 @@ from rbf_jax.attacks.losses import cross_entropy, margin
 from rbf_jax.attacks.pgd import pgd
 from rbf_jax.attacks.square import square
 from rbf_jax.checks import check_images, check_labels, check_positive, check_single_key
-from rbf_jax.types import Array, Key, LogitsFn, Norm
+from rbf_jax.types import Array, Key, LogitsFn, Norm, as_partial
 
 NOTICEABLE = 0.05
 """By how much of the examples one attack must beat another to be a sign."""
@@ -110,10 +109,7 @@ def masking_checks(
     check_labels(labels, len(images))
     check_positive(epsilon, "epsilon")
     check_positive(large_epsilon, "large_epsilon")
-    if not isinstance(logits_fn, Partial):
-        logits_fn = Partial(logits_fn)
-    if judge is not None and not isinstance(judge, Partial):
-        judge = Partial(judge)
+    logits_fn, judge = as_partial(logits_fn), None if judge is None else as_partial(judge)
     keys = jax.random.split(key, len(images))
     other_keys, fresh = (jax.random.split(jax.random.fold_in(key, number), len(images)) for number in (1, 2))
 

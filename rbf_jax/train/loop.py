@@ -185,7 +185,6 @@ def fit(
     check_key(key)
     images, labels = parallel.fetch((images, labels))
     check_images(images)
-    check_labels(labels, images.shape[0])
     check_count(epochs, "epochs")
     check_count(batch_size, "batch_size")
     if not 0 <= smoothing < 1:
@@ -196,7 +195,6 @@ def fit(
         raise ValueError(f"batch_size must be a multiple of the {parallel.count()} devices, got {batch_size}")
     if validation is not None:
         check_images(validation[0], "validation")
-        check_labels(validation[1], len(validation[0]), name="validation labels")
 
     init_key, order_key, step_key = jax.random.split(key, 3)
     first_state = init(init_key, classifier, optimizer, images.shape[1:])
