@@ -28,16 +28,19 @@ PLAN = (
     (DEFENDED, LINF, ("adaptive",), MANY),
     (DEFENDED, (*LINF, *L2, *L1), ("autoattack_rand",), MANY),
     (("rcnn_plus",), (*LINF, *L2, *L1), ("bpda_eot@1.5",), MANY),
-    (("rcnn_plus",), LINF, ("autoattack_rand@1.5",), 20),
     # Beyond the paper's budget in linf, and the usual ones in the other norms.
     (MAIN, (("linf", 0.05), ("l2", 0.5), ("l1", 12.0)), ("pgd", "apgd"), MANY),
-    (MAIN, (("linf", 0.05), ("l2", 0.5), ("l1", 12.0)), ("autoattack",), 20),
     (DEFENDED, (("linf", 0.05),), ("bpda_eot",), 100),
-    (DEFENDED, (("linf", 0.05),), ("autoattack_rand",), 20),
     # The trivial front.
     (("mean",), LINF, ("fgsm",), 500),
     (("mean",), (*LINF, *L2, *L1), ("pgd", "apgd"), 500),
     (("mean",), (*LINF, *L2, *L1), ("square", "autoattack"), 50),
+)
+# Hours on two cores, and not in the profile `cpu`.
+MORE = (
+    (("rcnn_plus",), LINF, ("autoattack_rand@1.5",), 20),
+    (MAIN, (("linf", 0.05), ("l2", 0.5), ("l1", 12.0)), ("autoattack",), 20),
+    (DEFENDED, (("linf", 0.05),), ("autoattack_rand",), 20),
 )
 # The rCNN that is trained far longer.
 LONG = (
@@ -201,9 +204,10 @@ def get_config(profile: str | None = None) -> Any:
         config.studies.examples, config.studies.few, config.studies.corrupted = 100, 100, 1_000
         config.certify.runs = ((50_000, 20, TABLE_VI), (10_000, 100, TABLE_VI))
         config.certify.batch_size = 1_000
+        config.attack.plan = (*PLAN, *MORE)
     if profile == "gpu":
         config.models, config.epochs.rcnn_long = (*config.models, "rcnn_long"), 60
-        config.attack.plan = (*PLAN, *LONG)
+        config.attack.plan = (*PLAN, *MORE, *LONG)
         config.snapshots, config.studies.training = {"rcnn_long": (1, 3, 10, 20, 40)}, TRAINING | {"model": "rcnn_long"}
     if profile == "paper":
         # Released: 50 epochs, halved five times. Here as often in proportion of the logarithm: ten times in 600.
