@@ -85,7 +85,7 @@ def settings(config: Config) -> Iterator[Setting]:
     for samples, examples, certified in config.certify.runs:
         for model, sigma in certified:
             for form in _FORMS if RECIPES[model].defended else ("static",):
-                if model in config.models:
+                if model in config.models and examples:
                     yield Setting(model, form, sigma, samples, min(examples, config.examples.test))
 
 

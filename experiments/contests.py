@@ -47,6 +47,7 @@ def union(ledgers: Sequence[Outcomes]) -> np.ndarray:
 
 def arena(settings: dict[str, Any], ledgers: Sequence[Outcomes]) -> str:
     """Every attack on one defended model, by threat model, the strongest first."""
+    fingerprints = " or ".join(sorted({ledger.facts["weights"][:8] for ledger in ledgers}))
     title = f"{RECIPES[settings['model']].title}, {settings['set']}, {ball(settings['norm'], settings['epsilon'])}"
     parts = [
         f"# Every attack on one model: {title}",
@@ -57,7 +58,8 @@ def arena(settings: dict[str, Any], ledgers: Sequence[Outcomes]) -> str:
         "are those of the attacked form; one of the prediction counts once, not once for each draw. Attacks of least "
         "distance (DeepFool, FAB-T, CW-linf, RayS) stop at the boundary of the model without noise, from where noise "
         "brings most images back: what they leave is no sign of robustness.",
-        _origin(ledgers),
+        f"{_origin(ledgers)} What was scored has the fingerprint {fingerprints}: another model than that of the tables "
+        f"of {settings['set']}, where theirs differ.",
     ]
     for suite in dict.fromkeys(ledger.facts["suite"] for ledger in sorted(ledgers, key=lambda o: -len(o.selection))):
         found = [ledger for ledger in ledgers if ledger.facts["suite"] == suite]

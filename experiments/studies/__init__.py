@@ -57,7 +57,7 @@ STUDIES = {
 def wanted(config: Config) -> dict[str, dict[str, Any]]:
     """The studies that the configuration asks for, with their settings."""
     found = {name: study.settings(config) for name, study in STUDIES.items()}
-    return {name: settings for name, settings in found.items() if settings.get("models")}
+    return {name: settings for name, settings in found.items() if settings.get("models") and settings["examples"]}
 
 
 def study_path(run: Run, name: str) -> Path:

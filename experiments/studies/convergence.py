@@ -20,6 +20,8 @@ def settings(config: Config) -> dict[str, Any]:
     """Steps and restarts of PGD; of BPDA+EoT the tables' settings and stronger ones."""
     studies = asked(config)
     found = {name: studies.get(name) for name in ("steps", "restarts", "stronger")}
+    if not studies["few"]:
+        found["stronger"] = None
     if not any(found.values()):
         return {}
     return (

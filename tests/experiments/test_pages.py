@@ -147,15 +147,20 @@ def job():
 
 
 def test_the_page_has_every_table_and_more(job):
-    took = {"crafting seconds": 3, "scoring seconds": 1}
+    took = {"crafting seconds": 3, "scoring seconds": 1, "crafted_on": "static"}
     rows = [row("rcnn", "clean", 99.0), row("rcnn", "pgd", 20.0) | took]
     rows += [row("rcnn", "pgd", 10.0, form="static") | took | {"scoring seconds": 3}, row("rcnn", WORST, 5.0)]
+    # The same attack on two levels of noise is crafted twice.
+    noisy = {"crafted_on": "bpda", "title": "BPDA+EoT"} | {"crafting seconds": 10, "scoring seconds": 1}
+    rows += [row("rcnn", "bpda_eot", 8.0) | noisy]
+    rows += [row("rcnn", "bpda_eot", 7.0, form="predict@1") | noisy | {"crafted_on": "bpda@1"}]
     more = [pages.Section("A study", "What it says.", (["a"], [{"a": "1"}]))]
     found = pages.sections(job, {}, rows, more)
     names = [section.heading.split(":")[0] for section in found]
     assert names[:7] == [f"Table {number}" for number in ("I", "II", "III", "IV", "V, l1", "V, l2", "VII")]
     assert names[7:] == ["Worst cases", "Every attack, linf 0.3", "A study", "The models", "Seconds"]
-    assert found[-1].table == (["attack", "rCNN"], [{"attack": "PGD, linf 0.3", "rCNN": "7"}])
+    assert line(found[-1].table, "PGD, linf 0.3") == {"attack": "PGD, linf 0.3", "rCNN": "7"}
+    assert line(found[-1].table, "BPDA+EoT, linf 0.3") == {"attack": "BPDA+EoT, linf 0.3", "rCNN": "22"}
     figures = [{"heading": "The filters", "text": "23 of them.", "file": "the-filters.png", "alt": "grey squares"}]
     text = pages.page(job, found, rows, figures)
     shown = "## The filters\n\n23 of them.\n\n![grey squares](figures/the-filters.png)"
@@ -163,7 +168,7 @@ def test_the_page_has_every_table_and_more(job):
         shown,
         "# RBF-CNN on MNIST",
         "## A study\n\nWhat it says.",
-        "took 7 s",
+        "took 29 s",
         "commit abc, H100, 16 cores",
         "23 filters",
     ):
@@ -177,6 +182,7 @@ def test_the_headline_sets_the_lowest_number_of_the_paper_against_the_worst_case
         row("rcnn", "pgd", 20.0, paper=78.3),
         row("rcnn", "pgd", 1.0, epsilon=0.35, paper=None),
         row("rcnn", WORST, 3.0),
+        row("cnn_plus", WORST, 0.0, form="static"),
     ]
     table = verdict.headline("mnist", Rows(rows))
     rcnn, cnn = line(table, "rCNN"), line(table, "CNN")
@@ -185,7 +191,8 @@ def test_the_headline_sets_the_lowest_number_of_the_paper_against_the_worst_case
     assert rcnn["PGD, ours"].startswith("20.0")
     assert rcnn["worst case, ours"].startswith("3.0")
     assert rcnn["clean"] == NOT_RUN
-    assert cnn["lowest attack, paper"] == "–"
+    # Table III, where Table I has no column.
+    assert (cnn["lowest attack, paper"], line(table, "CNN+")["lowest attack, paper"]) == ("0.0", "–")
     assert cnn["clean"].startswith("99.0")
 
 

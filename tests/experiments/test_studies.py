@@ -454,6 +454,11 @@ def test_what_is_not_asked_for_is_left_out(tmp_path):
     assert list(studies.wanted(config(**everything))) == list(studies.STUDIES)
     absent = config(**everything | {"models": ("madry",), "defended": "madry", "training": {"model": "madry"}})
     assert studies.wanted(absent) == {}
+    # Without slow images no study of them, and of the convergence PGD's part alone.
+    few = studies.wanted(config(**everything | {"few": 0}))
+    assert list(few) == [name for name in studies.STUDIES if name not in ("masking", "training")]
+    assert few["convergence"]["stronger"] is None
+    assert list(studies.wanted(config(**everything | {"examples": 0, "few": 0, "clean": 0}))) == ["corruptions"]
     with pytest.raises(ValueError, match="filters of the EM, got 'cnn'"):
         studies.wanted(config(**everything | {"defended": "cnn"}))
 
