@@ -148,7 +148,7 @@ def _perception(run: Run, test: Examples, forms: Models) -> Iterator[Section]:
         "What EAD and CW change (Fig. 4)",
         f"Of {len(rows)} test images those that most of these attacks broke, above each attacked image the class that "
         "its model sees without noise, above the originals the true one. In the paper the digits themselves change at "
-        "these budgets. How many each attack breaks is in Table V.",
+        "these budgets. How many each attack breaks stands under 'Every attack'.",
         plots.image_rows(shown, titles=names),
         "rows of clean and attacked images with the classes that the models see",
     )
