@@ -75,7 +75,8 @@ def _predict(settings, filters, logits_fn, beta1, beta2, key, images):
     model_keys = model_key if model_key.shape else jax.random.split(model_key, images.shape[0])
     keys = jax.vmap(lambda key: jax.random.split(key, settings.draws))(model_keys)
     logits = logits_fn(keys.swapaxes(0, 1).reshape(-1), sampled.reshape(-1, *images.shape[1:]))
-    log_softmax = jax.nn.log_softmax(logits).reshape(settings.draws, images.shape[0], -1)
+    # In half precision many means would tie.
+    log_softmax = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(settings.draws, images.shape[0], -1)
     return jax.nn.logsumexp(log_softmax, axis=0) - math.log(settings.draws)
 
 

@@ -120,6 +120,21 @@ def test_predictions_of_a_confident_classifier_do_not_underflow(filters, weights
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-2)
 
 
+def test_draws_are_averaged_in_float32(filters, weights, images):
+    """Of logits in half precision, which near one another round to ties."""
+
+    def halved(weights, key, images):
+        return classify(weights, key, images).astype(jnp.bfloat16)
+
+    key = jax.random.key(1)
+    got = run(defended(filters, Partial(halved, weights)), key, images).predict
+    several = jit_sample(noise_keys(key), filters, images, BETA1, BETA2, draws=DRAWS)
+    logits = np.stack([np.asarray(quick_jit(halved)(weights, None, draw), np.float64) for draw in several])
+    assert got.dtype == jnp.float32
+    np.testing.assert_allclose(got, np.log(np.exp(log_softmax(logits, -1)).mean(0)), atol=0.02)
+    assert np.abs(np.asarray(got.astype(jnp.bfloat16), np.float32) - got).max() > 1e-3
+
+
 def test_without_noise_all_forms_are_static(filters, weights, images):
     got = run(defended(filters, Partial(classify, weights), beta2=0.0), jax.random.key(1), images)
     np.testing.assert_allclose(got.draw, got.static, rtol=1e-5, atol=1e-5)

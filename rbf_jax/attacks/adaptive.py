@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from rbf_jax.attacks.driver import Composed, Iterative, is_misled
-from rbf_jax.attacks.gradients import RESULT, fold_in, logits_at
+from rbf_jax.attacks.gradients import RESULT, fold_in, logits_at, one_for_each
 from rbf_jax.checks import check_key, check_single_key
 from rbf_jax.types import Array, AttackResult, Key, LogitsFn, as_partial
 
@@ -65,7 +65,7 @@ def _transfer(
     (source,) = models
     check_key(keys)
     crafted = attack(keys, source, images, labels, targets=targets, **options)
-    keys = keys if keys.shape else jax.random.split(keys, len(images))
+    keys = one_for_each(keys, len(images))
     logits = logits_at(logits_fn, fold_in(keys, RESULT), crafted.images)
     return crafted._replace(success=is_misled(logits, labels, targets), forwards=crafted.forwards + 1)
 
@@ -87,7 +87,7 @@ def transfer(attack: Iterative | Composed, source: LogitsFn) -> Composed:
 
 def _annealed(attack, warm_up, models, keys, logits_fn, images, labels, *, start, **options) -> AttackResult:
     check_key(keys)
-    keys = keys if keys.shape else jax.random.split(keys, len(images))
+    keys = one_for_each(keys, len(images))
     spent = jnp.zeros((2, len(images)), jnp.int32)
     for number, model in enumerate(models):
         result = warm_up(fold_in(keys, number), model, images, labels, start=start, **options)

@@ -151,6 +151,9 @@ def sparse_rule(norm: Norm, steps: int) -> Rule:
     changes at least 5 % fewer pixels than at the last, the step size is the ball's radius again and the example goes
     back to that iterate; elsewhere the step size shrinks by 1.5, to a tenth of the radius at least.
 
+    Unlike in the published code a run starts uniformly in the ball, not from normal noise projected onto it, and its
+    first steps change a fifth of the pixels, not the share of those that the start changes over 1.5.
+
     Reference: Croce and Hein, ICML 2021.
     """
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from rbf_jax.attacks.driver import choose
 from rbf_jax.attacks.gradients import logits_at
 from rbf_jax.attacks.losses import likely_classes, pick
-from rbf_jax.attacks.norms import L1, L2, Linf
+from rbf_jax.attacks.norms import L1, L2, Linf, per_example
 from rbf_jax.types import Array, Key, LogitsFn, Norm
 
 DUAL = {"linf": L1.distance, "l2": L2.distance, "l1": Linf.distance}
@@ -38,7 +38,8 @@ def linearise(
         tried: int32 ``(B, K)``, the classes k.
 
     Returns:
-        logits ``(B, classes)``; the gap ``z_k - z_y``, ``(B,)``; its gradient w, ``(B, H, W, C)``. Gap and gradient
+        logits ``(B, classes)``; the gap ``z_k - z_y``, ``(B,)``; its gradient w, ``(B, H, W, C)``, in which what is
+        infinite counts as the steepest finite entry (a boundary at distance 0 would be no way to go). Gap and gradient
         are 0 where no class has a usable gradient.
     """
     logits, pull_back = jax.vjp(lambda x: logits_at(logits_fn, keys, x), x)
@@ -49,7 +50,9 @@ def linearise(
     def nearer(k: Array, nearest: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         towards = jax.nn.one_hot(tried[:, k], len(classes), dtype=logits.dtype)
         slope = pull_back(towards - jax.nn.one_hot(own, len(classes), dtype=logits.dtype))[0]
-        slope = jnp.where(jnp.isfinite(slope), slope, 0)
+        finite = jnp.where(jnp.isfinite(slope), jnp.abs(slope), 0)
+        limit = per_example(Linf.distance(finite), slope)
+        slope = jnp.clip(jnp.where(jnp.isnan(slope), 0, slope), -limit, limit)
         steepness = DUAL[norm.name](slope)
         # Without a slope there is no boundary; a NaN of the logits is no distance below infinity either.
         away = jnp.where(steepness > 0, jnp.abs(gaps[:, k]) / jnp.maximum(steepness, 1e-30), jnp.inf)

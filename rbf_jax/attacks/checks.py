@@ -114,6 +114,7 @@ def masking_checks(
     other_keys, fresh = (jax.random.split(jax.random.fold_in(key, number), len(images)) for number in (1, 2))
 
     logits, gradient, misled = _clean(logits_fn, keys, images, labels)
+    check_labels(labels, *logits.shape)
 
     def left(attack: Iterative | Composed, attacked: LogitsFn = logits_fn) -> float:
         return float(_left(attack, keys, fresh, attacked, judge, images, labels, misled))

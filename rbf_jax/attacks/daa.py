@@ -17,6 +17,12 @@ from rbf_jax.types import Array, LogitsFn, Norm
 RESHUFFLE = 10
 """Steps after which the groups are drawn anew."""
 
+ROUNDING = 1e-6
+"""Squared distances below so much of the largest squared length are rounding."""
+
+COINCIDING = 1e-30
+"""The bandwidth of particles most of which coincide."""
+
 Interaction = Callable[[Array, Array], Array]
 """(particles ``(G, D)``, gradients ``(G, D)``) -> the ascent directions of a group, ``(G, D)``."""
 
@@ -25,11 +31,16 @@ def _scaled_squares(particles: Array, count: int) -> tuple[Array, Array]:
     """``d_ij^2 / (2 h^2)`` and ``h^2 = median(d^2) / (2 log count)``, the median over all pairs, own ones included."""
     centred = particles - particles.mean(0)
     lengths = (centred**2).sum(-1)
-    squares = jnp.maximum(lengths[:, None] + lengths - 2 * centred @ centred.T, 0)
-    squares = squares * (1 - jnp.eye(len(particles)))
-    # All particles may coincide.
-    bandwidth = jnp.maximum(0.5 * jnp.median(squares) / math.log(count), 1e-30)
+    squares = lengths[:, None] + lengths - 2 * centred @ centred.T
+    squares = jnp.where(squares > ROUNDING * lengths.max(), squares, 0)
+    bandwidth = jnp.maximum(0.5 * jnp.median(squares) / math.log(count), COINCIDING)
     return squares / (2 * bandwidth), bandwidth
+
+
+def _push(kernel: Array, particles: Array, bandwidth: Array) -> Array:
+    """``sum_j K_ij (x_i - x_j)``; 0 where most particles coincide, as copies that fill up a batch: all is rounding."""
+    push = kernel.sum(1)[:, None] * particles - kernel @ particles
+    return jnp.where(bandwidth > COINCIDING, push, 0)
 
 
 def blob(c: float = 1.1) -> Interaction:
@@ -41,7 +52,7 @@ def blob(c: float = 1.1) -> Interaction:
     def direction(particles: Array, gradients: Array) -> Array:
         scaled, bandwidth = _scaled_squares(particles, len(particles))
         kernel = jnp.exp(-scaled)
-        push = (kernel.sum(1)[:, None] * particles - kernel @ particles) / bandwidth
+        push = _push(kernel, particles, bandwidth) / bandwidth
         return gradients + c * (kernel @ gradients - push) / len(particles)
 
     return direction
@@ -54,9 +65,9 @@ def dgf(c: float = -0.001) -> Interaction:
     """
 
     def direction(particles: Array, gradients: Array) -> Array:
-        scaled, _ = _scaled_squares(particles, len(particles) + 1)
+        scaled, bandwidth = _scaled_squares(particles, len(particles) + 1)
         kernel = (scaled - 1) * jnp.exp(-scaled)
-        return gradients + c * (kernel.sum(1)[:, None] * particles - kernel @ particles)
+        return gradients + c * _push(kernel, particles, bandwidth)
 
     return direction
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rbf_jax.attacks.gradients import RESULT, Look, fold_in, logits_at
+from rbf_jax.attacks.gradients import RESULT, Look, fold_in, logits_at, one_for_each
 from rbf_jax.attacks.norms import per_example
 from rbf_jax.checks import check_budget, check_images, check_key, check_labels, check_not_negative
 from rbf_jax.types import Array, AttackResult, Key, LogitsFn, Norm
@@ -184,7 +184,7 @@ class Iterative:
             raise ValueError(
                 f"epsilon must be a number or one for each of {batch} images, got shape {jnp.shape(epsilon)}"
             )
-        keys = keys if keys.shape else jax.random.split(keys, batch)
+        keys = one_for_each(keys, batch)
         radius = jnp.broadcast_to(jnp.asarray(epsilon, jnp.float32), (batch,))
         images = jnp.asarray(images)
         start = None if start is None else self.norm.confine(images, jnp.asarray(start), radius)

@@ -15,6 +15,8 @@ from rbf_jax.checks import check_budget, check_count, check_norm, check_positive
 from rbf_jax.types import Array, Key, LogitsFn, Norm
 
 SEARCHES = 3
+BEYOND_ROUNDING = 1e-5
+"""The least margin of a success, in units of the largest logit."""
 
 
 class _State(NamedTuple):
@@ -24,6 +26,13 @@ class _State(NamedTuple):
     best_margin: Array  # at the best iterate
     inside: Array  # how far along the way to the best iterate the model is known not to be misled, in [0, 1]
     inside_margin: Array  # there
+
+
+def _behind(logits: Array, p: Problem) -> Array:
+    """The logits with the attack a bit behind: whoever scores the image again rounds in another way."""
+    bit = BEYOND_ROUNDING * jnp.abs(logits.max(-1, keepdims=True))
+    towards = jax.nn.one_hot(p.labels if p.targets is None else p.targets, logits.shape[-1])
+    return logits + (bit if p.targets is None else -bit) * towards
 
 
 def fab(
@@ -116,7 +125,7 @@ def _attack(
 
     def record(state: _State, x: Array, logits: Array, p: Problem, run: Array | int, passes: tuple[int, int]) -> _State:
         """The state with the iterate x looked at."""
-        seen = Look(-norm.distance(x - p.images), logits, jnp.zeros((0,)))
+        seen = Look(-norm.distance(x - p.images), _behind(logits, p), jnp.zeros((0,)))
         best = better(state.best, x, seen, p.labels, p.targets, run, *passes)
         level = jnp.where(best.loss != state.best.loss, margin(logits, p.labels, p.targets), state.best_margin)
         return state._replace(best=best, best_margin=level)
@@ -162,7 +171,7 @@ def _attack(
         share = jnp.where((crossing >= inside) & (crossing < 1), 0.9 * crossing + 0.1, 1)
         x = p.images + per_example(share, p.images) * (state.best.images - p.images)
         logits = logits_at(logits_fn, fold_in(fold_in(p.keys, moves), number), x)
-        misled = is_misled(logits, p.labels, p.targets)
+        misled = is_misled(_behind(logits, p), p.labels, p.targets)
         state = record(state, x, logits, p, state.best.restart, (1, 0))
         return state._replace(
             inside=jnp.where(misled, jnp.minimum(inside / jnp.maximum(share, 1e-30), 1), share),

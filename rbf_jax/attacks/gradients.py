@@ -1,12 +1,14 @@
 """How an attack looks at the model: loss, logits and gradient of each example, exact or over draws of its noise."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from rbf_jax.attacks.losses import Loss
+from rbf_jax.attacks.norms import per_example
 from rbf_jax.checks import check_count, check_labels
 from rbf_jax.types import Array, Key, LogitsFn
 
@@ -14,6 +16,11 @@ from rbf_jax.types import Array, Key, LogitsFn
 def fold_in(keys: Key, number: Array | int) -> Key:
     """The same number folded into every key, ``(B,)``."""
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
+
+
+def one_for_each(keys: Key, count: int) -> Key:
+    """Keys of so many examples: as they are given, or split from a single one."""
+    return keys if keys.shape else jax.random.split(keys, count)
 
 
 RESULT = 2**31 - 1
@@ -79,22 +86,34 @@ def _check_classes(labels: Array, targets: Array | None, logits: Array) -> None:
         check_labels(targets, batch, classes, name="targets")
 
 
+STEEPEST = 1e15
+"""The largest entry of a gradient: sums over draws and squares of it stay finite."""
+
+
 def _usable(gradient: Array) -> Array:
-    # A model that overflows must not poison the images; an example without a usable gradient stays where it is.
-    return jnp.where(jnp.isfinite(gradient), gradient, 0)
+    # A model that overflows must not poison the images. Where its gradient is infinite, as that of a root or a
+    # logarithm is on black pixels, it is the steepest; a NaN says nothing.
+    return jnp.clip(jnp.where(jnp.isnan(gradient), 0, gradient), -STEEPEST, STEEPEST)
+
+
+def _pull(pull_back: Callable[[Array], tuple[Array]], slope: Array) -> Array:
+    """What a slope of the logits, ``(B, classes)``, is in the images.
+
+    It goes back in units of its largest entry: a small one would be rounded to 0 in a model of half precision.
+    """
+    size = jnp.maximum(jnp.abs(slope).max(-1, keepdims=True), 1e-37)
+    (gradient,) = pull_back(slope / size)
+    return gradient * per_example(size, gradient)
 
 
 def _look_once(keys, logits_fn, loss, images, labels, targets, /, *, with_gradient) -> Look:
-    def total(images: Array) -> tuple[Array, tuple[Array, Array]]:
-        logits = logits_at(logits_fn, keys, images)
-        _check_classes(labels, targets, logits)
-        values = loss(logits, labels, targets)
-        return values.sum(), (values, logits)
-
-    if not with_gradient:
-        return Look(*total(images)[1], jnp.zeros((0,)))
-    (_, (values, logits)), gradient = jax.value_and_grad(total, has_aux=True)(images)
-    return Look(values, logits, _usable(gradient))
+    model = partial(logits_at, logits_fn, keys)
+    logits, pull_back = jax.vjp(model, images) if with_gradient else (model(images), None)
+    _check_classes(labels, targets, logits)
+    if pull_back is None:
+        return Look(loss(logits, labels, targets), logits, jnp.zeros((0,)))
+    values, to_logits = jax.vjp(lambda logits: loss(logits, labels, targets), logits)
+    return Look(values, logits, _usable(_pull(pull_back, *to_logits(jnp.ones_like(values)))))
 
 
 exact = Estimator(_look_once, 1, 1)
@@ -141,14 +160,15 @@ def _of_mean(draws: int, *, of_softmax: bool) -> Estimator:
     check_count(draws, "draws")
 
     def look(keys, logits_fn, loss, images, labels, targets, /, *, with_gradient) -> Look:
-        def one(index: Array, images: Array) -> Array:
-            logits = logits_at(logits_fn, fold_in(keys, index), images)
-            return jax.nn.log_softmax(logits) if of_softmax else logits
+        def of_draw(index: Array, images: Array) -> Array:
+            return logits_at(logits_fn, fold_in(keys, index), images)
+
+        one = jax.nn.log_softmax if of_softmax else lambda logits: logits
 
         def added(index: Array, total: Array) -> Array:
-            return (jnp.logaddexp if of_softmax else jnp.add)(total, one(index, images))
+            return (jnp.logaddexp if of_softmax else jnp.add)(total, one(of_draw(index, images)))
 
-        total = jax.lax.fori_loop(1, draws, added, one(jnp.int32(0), images))
+        total = jax.lax.fori_loop(1, draws, added, one(of_draw(jnp.int32(0), images)))
         mean = total - jnp.log(draws) if of_softmax else total / draws
         _check_classes(labels, targets, mean)
         if not with_gradient:
@@ -157,8 +177,9 @@ def _of_mean(draws: int, *, of_softmax: bool) -> Estimator:
         (slope,) = to_mean(jnp.ones_like(values))
 
         def pulled_back(index: Array) -> Array:
-            value, to_images = jax.vjp(lambda images: one(index, images), images)
-            return to_images(slope * jnp.exp(value - mean) if of_softmax else slope)[0]
+            logits, to_images = jax.vjp(partial(of_draw, index), images)
+            value, to_logits = jax.vjp(one, logits)
+            return _pull(to_images, *to_logits(slope * jnp.exp(value - mean) if of_softmax else slope))
 
         return Look(values, mean, _usable(_summed(draws, pulled_back) / draws))
 

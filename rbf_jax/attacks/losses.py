@@ -45,7 +45,7 @@ def cross_entropy(logits: Array, labels: Array, targets: Array | None) -> Array:
 
 
 def margin(logits: Array, labels: Array, targets: Array | None) -> Array:
-    """``max_{i != y} z_i - z_y``, or ``z_t - max_{i != t} z_i``: above 0 exactly where the attack has succeeded."""
+    """``max_{i != y} z_i - z_y``, or ``z_t - max_{i != t} z_i``: above 0 the attack has succeeded, below it has not."""
     if targets is None:
         return best_other(logits, labels) - pick(logits, labels)
     return pick(logits, targets) - best_other(logits, targets)

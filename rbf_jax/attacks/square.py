@@ -58,13 +58,14 @@ def side(covered: float, height: int, width: int, *, odd: bool) -> int:
 def bump(side: int, order: float) -> np.ndarray:
     """The published perturbation of a window, ``(side, side)``, of length 1: a peak above, its negative below.
 
-    At Chebyshev distance d from its centre a peak is ``sum_{k > d} 1 / k^2``.
+    At Chebyshev distance d from its centre a peak is ``sum_{k > d} 1 / k^2``; in l1, order 1, ``sum_{k > d} 1 / k^4``.
     """
 
     def peak(height: int, width: int) -> np.ndarray:
         rows, columns = np.arange(height) - height // 2, np.arange(width) - width // 2
         away = np.maximum(np.abs(rows)[:, None], np.abs(columns))
-        heights = np.cumsum(1 / np.arange(max(height, width) // 2 + 1, 0, -1) ** 2)[::-1][away]
+        heights = np.cumsum(1 / np.arange(max(height, width) // 2 + 1, 0, -1) ** (4.0 if order == 1 else 2.0))
+        heights = heights[::-1][away]
         return heights / max(np.linalg.norm(heights.ravel(), order), 1e-30)
 
     both = np.concatenate([peak(side // 2, side), -peak(side - side // 2, side)])

@@ -223,6 +223,19 @@ def test_checks_find_nothing_on_a_sound_model():
     assert len(flags) == 7
 
 
+def test_checks_find_that_steps_are_too_few():
+    model = mlp(0, SHAPE)
+    images = mixed(0, COUNT, SHAPE)
+    flags = [masking_checks(model, images, own_labels(model, images), steps=steps, queries=5) for steps in (1, 20)]
+    assert [flag["more iterations still help"].raised for flag in flags] == [True, False]
+
+
+def test_checks_refuse_labels_that_the_model_has_not():
+    model, images = mlp(0, SHAPE), grey(0, COUNT, SHAPE)
+    with pytest.raises(ValueError, match=r"labels must be in \[0, 5\)"):
+        masking_checks(model, images, own_labels(model, images) + 5)
+
+
 def _probabilities(model, key, images):
     return jax.nn.softmax(40 * model(key, images))
 

@@ -96,6 +96,70 @@ def test_apgd_is_its_algorithm_in_numpy(name):
             np.testing.assert_allclose(result.images[i], iterates[losses.argmax()], atol=2e-4)
 
 
+def numpy_sparse_apgd(see, project, start, x0, epsilon, steps):
+    """APGD in l1 for one image: three balls, sparse steps; returns the losses in the last ball, and the step sizes."""
+    x, losses, sizes = start, [], []
+    top, part = x, int(0.3 * steps)
+    for stage, (scale, length) in enumerate([(3, part), (2, part), (1, steps - 2 * part)]):
+        radius, every = scale * epsilon, max(int(0.04 * length), 1)
+        x = project(top, radius) if stage else x
+        loss, gradient = see(x)
+        top, top_loss, top_gradient = x, loss, gradient
+        changed = np.sum(x != x0) if stage else x0.size
+        share, step = (changed / x0.size / 1.5 if stage else 0.2), radius
+        if scale == 1:
+            losses.append(loss)
+        for number in range(1, length + 1):
+            kept = min(max(int(np.float32(share) * x0.size), 1), x0.size)
+            chosen = np.abs(gradient) >= np.sort(np.abs(gradient).ravel())[-kept]
+            signs = np.sign(gradient) * chosen
+            x = project(x + step * signs / np.abs(signs).sum(), radius)
+            loss, gradient = see(x)
+            if scale == 1:
+                losses.append(loss)
+            if loss > top_loss:
+                top, top_loss, top_gradient = x, loss, gradient
+            if number % every == 0:
+                before, changed = changed, np.sum(top != x0)
+                share = changed / x0.size / 1.5
+                if changed < 0.95 * before:
+                    x, gradient, step = top, top_gradient, radius
+                else:
+                    step = max(step / 1.5, 0.1 * radius)
+                sizes.append(step / radius)
+    return np.array(losses), np.array(sizes)
+
+
+def test_apgd_in_l1_is_its_algorithm_in_numpy():
+    """The projection is the library's; `test_norms` has it against a solver.
+
+    So many steps that checks lie three steps apart, and the best iterate is another than the last.
+    """
+    shape, steps, epsilon = (6, 6, 1), 200, 1.0
+    images, model = grey(1, 4, shape), mlp(1, shape)
+    labels, keys = own_labels(model, images), jax.random.split(KEY, 4)
+    attack = jax.jit(attacks.apgd(attacks.L1, epsilon=epsilon, steps=steps, loss=attacks.margin))
+    result = attack(keys, model, images, labels)
+    # A look at the start of each of three stages, and one after each step.
+    noise = attacks.L1.sample(fold_in(fold_in(keys, 0), steps + 3), images.shape, jnp.full(4, 3 * epsilon))
+    confine = jax.jit(attacks.L1.confine)
+    seen = []
+    for i in range(4):
+
+        def project(moved, radius, x0=images[i]):
+            moved = jnp.asarray(moved, jnp.float32)
+            return np.asarray(confine(x0[None], moved[None], jnp.float32(radius)[None]))[0]
+
+        start = project(images[i] + noise[i], 3 * epsilon)
+        losses, sizes = numpy_sparse_apgd(look(model, labels[i]), project, start, np.asarray(images[i]), epsilon, steps)
+        found = float64(attacks.margin(model(KEY, result.images[i : i + 1]), labels[i : i + 1], None))[0]
+        assert found == pytest.approx(losses.max(), abs=2e-4)
+        seen.append(sizes)
+    # Steps shrink, to the least, and grow again.
+    assert np.min(seen) == pytest.approx(0.1)
+    assert (np.diff(seen) > 0).any()
+
+
 @norms
 def test_mi_fgsm_is_a_loop_of_numpy(name):
     images, model = mixed(2, 4), mlp(2)

@@ -27,6 +27,7 @@ from attack_helpers import (
     predictions,
 )
 from helpers import float64
+from jax.tree_util import Partial
 
 from rbf_jax import attacks
 
@@ -62,9 +63,9 @@ def test_box_and_ball(kind, name, targeted):
             reached = predictions(model, result.images)
             # The model is deterministic: success is what it says of the image returned.
             np.testing.assert_array_equal(result.success, reached == targets if targeted else reached != labels)
-        rates.append(result.success.mean())
-    assert rates[0] == 0
-    assert rates[-1] > 0.2
+            rates.append((epsilon, result.success.mean()))
+    assert all(rate == 0 for epsilon, rate in rates if epsilon == 0)
+    assert all(rate > 0.2 for epsilon, rate in rates if epsilon == 2)
 
 
 def test_l2_ball_at_full_size():
@@ -199,6 +200,61 @@ def test_useless_gradients_do_no_harm(function, kind, loss, name):
     assert_within(result, images, epsilons, name)
     assert np.all(np.isfinite(result.images))
     assert np.all(np.isfinite(result.distance))
+
+
+def _rooted(weights, key, images):
+    """Two classes, linear in the root of each pixel: on black ones the slope is infinite."""
+    del key
+    score = jnp.sqrt(images).reshape(len(images), -1) @ weights
+    return jnp.stack([score, -score], -1)
+
+
+@pytest.mark.parametrize("kind", ["fgsm", "pgd", "mi_fgsm", "apgd", "deepfool", "fab"])
+def test_infinite_gradients_are_the_steepest(kind):
+    """Each pixel has a best end of its interval: all can be broken that are wrong there, and no others."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(16,)).astype(np.float32)
+    images = np.where(rng.uniform(size=(64, *SHAPE)) < 0.75, 0, rng.uniform(size=(64, *SHAPE))).astype(np.float32)
+    model, epsilon = Partial(_rooted, weights), 0.02
+    labels = own_labels(model, images)
+    way = np.where(np.asarray(labels)[:, None] == 0, -1, 1) * np.sign(weights)
+    corners = np.clip(images + epsilon * way.reshape(64, *SHAPE), 0, 1)
+    breakable = predictions(model, corners) != labels
+    assert 0.2 < breakable.mean() < 0.9
+    attack = {
+        "fgsm": attacks.fgsm(attacks.Linf, epsilon=epsilon),
+        "pgd": attacks.pgd(attacks.Linf, epsilon=epsilon, steps=5),
+        "mi_fgsm": attacks.mi_fgsm(attacks.Linf, epsilon=epsilon, steps=5),
+        "apgd": attacks.apgd(attacks.Linf, epsilon=epsilon, steps=10),
+        "deepfool": attacks.deepfool(attacks.Linf, epsilon=epsilon),
+        "fab": attacks.fab(attacks.Linf, epsilon=epsilon, steps=40),
+    }[kind]
+    found = np.asarray(jax.jit(attack)(KEY, model, images, labels).success)
+    if kind in ("deepfool", "fab"):  # they follow a boundary that is not straight
+        assert not found[~breakable].any()
+        assert found[breakable].mean() > 0.8
+    else:
+        np.testing.assert_array_equal(found, breakable)
+
+
+def _in_half_precision(weights, key, images):
+    del key
+    return (images.astype(jnp.float16) - 0.5).reshape(len(images), -1) @ weights
+
+
+@pytest.mark.parametrize(
+    "gradient", [attacks.exact, attacks.eot(2), attacks.mean_softmax(2)], ids=["exact", "eot", "mean"]
+)
+def test_gradients_of_a_model_in_half_precision_that_is_sure(gradient):
+    """Margins at which the slope of the cross-entropy is below all of float16's numbers: FGSM still finds its way."""
+    way = np.random.default_rng(0).normal(size=(16,))
+    weights = jnp.asarray(np.stack([way, -way], -1) * 4, jnp.float16)
+    images = jnp.asarray(0.5 + 0.2 * np.sign(way).reshape(1, *SHAPE) * np.ones((4, 1, 1, 1)), jnp.float32)
+    model, labels = Partial(_in_half_precision, weights), jnp.zeros(4, jnp.int32)
+    logits = model(KEY, images)
+    assert np.all((logits[:, 0] - logits[:, 1] > 17) & (logits[:, 0] - logits[:, 1] < 40))
+    found = attacks.fgsm(attacks.Linf, epsilon=0.1, gradient=gradient)(KEY, model, images, labels)
+    np.testing.assert_allclose(found.images, images - 0.1 * np.sign(way).reshape(1, *SHAPE), atol=1e-6)
 
 
 @pytest.mark.parametrize(

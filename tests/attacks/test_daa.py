@@ -36,10 +36,32 @@ def test_interactions_are_the_published_ones(kind, c):
 
 @pytest.mark.parametrize("kind", ["blob", "dgf"])
 def test_equal_particles_do_no_harm(kind):
-    same, gradient = jnp.full((4, 6), 0.3), jnp.ones((4, 6))
-    found = float64(getattr(attacks, kind)()(same, gradient))
-    assert np.all(np.isfinite(found))
-    assert np.all(found > 0)
+    """Copies fill up a batch: each goes where its own gradient points, however they are added up."""
+    rng = np.random.default_rng(0)
+    particles, gradients = (np.tile(rng.normal(size=784), (40, 1)).astype(np.float32) for _ in range(2))
+    for others in (0, 1, 10):
+        particles[:others] = rng.uniform(size=(others, 784))
+        found = float64(getattr(attacks, kind)()(jnp.asarray(particles), jnp.asarray(gradients)))
+        np.testing.assert_array_equal(np.sign(found[others:]), np.sign(gradients[others:]))
+
+
+def test_groups_are_drawn_anew():
+    """Two pairs of four examples: whom the others act on changes with the group, every ten steps."""
+    pushed = []
+
+    def interact(particles, gradients):
+        jax.debug.callback(lambda means: pushed.append(sorted(np.round(np.asarray(means), 3))), particles.mean(1))
+        return gradients
+
+    images = jnp.broadcast_to(jnp.asarray([0.1, 0.3, 0.5, 0.7])[:, None, None, None], (4, 4, 4, 1))
+    attack = attacks.daa(attacks.Linf, epsilon=0.0, steps=40, interaction=interact, group=2)
+    jax.block_until_ready(attack(KEY, mlp(0), images, own_labels(mlp(0), images)))
+    jax.effects_barrier()
+    pairs = [tuple(sorted(map(tuple, pushed[n : n + 2]))) for n in range(0, len(pushed), 2)]
+    assert len(pairs) == 40
+    for first in range(0, 40, 10):
+        assert len(set(pairs[first : first + 10])) == 1
+    assert len(set(pairs)) > 1
 
 
 @pytest.mark.parametrize("kind", ["blob", "dgf"])

@@ -28,6 +28,7 @@ from scipy.linalg import hadamard
 from rbf_jax.attacks import L1, L2, Linf
 from rbf_jax.attacks.deepfool import deepfool
 from rbf_jax.attacks.fab import fab, fab_t
+from rbf_jax.attacks.losses import margin
 
 NORMS = {"linf": Linf, "l2": L2, "l1": L1}
 ORDER = {"linf": np.inf, "l2": 2, "l1": 1}
@@ -125,6 +126,19 @@ def test_least_distance_towards_a_target(kind, name):
 
 
 # What holds for attacks of least distance
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_what_misleads_does_so_by_more_than_rounding(targeted):
+    """Whoever scores the image again does so in another program."""
+    model, images = mlp(0), mixed(0, 16)
+    labels = own_labels(model, images)
+    targets = (labels + 1) % 5 if targeted else None
+    found = jax.jit(fab(Linf, steps=10))(KEY, model, images, labels, targets=targets)
+    logits = model(KEY, found.images)
+    ahead = margin(logits, labels, targets)[found.success]
+    assert found.success.mean() > 0.9
+    assert np.all(ahead > 5e-6 * np.abs(logits.max(-1))[found.success])
 
 
 def test_no_budget_by_default():

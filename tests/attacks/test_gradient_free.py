@@ -196,22 +196,23 @@ def test_square_sides():
     assert side(0.001, 1, 2, odd=True) == 1
 
 
-@pytest.mark.parametrize("order", [1, 2])
-def test_square_bump(order):
-    """As the paper's loop over growing squares draws it, and two known by hand."""
+@pytest.mark.parametrize(("order", "power"), [(1, 4), (2, 2)])
+def test_square_bump(order, power):
+    """As the published loop over growing squares draws it, and some known by hand."""
     for length in (1, 3, 5, 6, 11):
         halves = []
         for height in (length // 2, length - length // 2):
             drawn = np.zeros((height, length))
             for ring in range(max(height, length) // 2 + 1):
                 top, left = height // 2 - ring, length // 2 - ring
-                drawn[max(top, 0) : top + 2 * ring + 1, max(left, 0) : left + 2 * ring + 1] += 1 / (ring + 1) ** 2
+                drawn[max(top, 0) : top + 2 * ring + 1, max(left, 0) : left + 2 * ring + 1] += 1 / (ring + 1) ** power
             halves.append(drawn / max(np.sum(drawn**order) ** (1 / order), 1e-9))
         expected = np.concatenate([halves[0], -halves[1]])
         expected /= np.sum(np.abs(expected) ** order) ** (1 / order)
         np.testing.assert_allclose(bump(length, order), expected, atol=1e-6)
     np.testing.assert_array_equal(bump(1, order), [[-1]])
-    np.testing.assert_allclose(bump(3, 1)[0] / bump(3, 1)[0, 0], [1, 5, 1], atol=1e-5)
+    peak = bump(3, order)[0] / bump(3, order)[0, 0]
+    np.testing.assert_allclose(peak, [1, 1 + 2**power, 1], rtol=1e-5)
 
 
 def _trace(attack, images, model, labels):

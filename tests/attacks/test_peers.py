@@ -60,7 +60,7 @@ def test_foolbox_ends_at_the_same_images(ours, theirs):
 
 
 def test_foolbox_sparse_l1_leaves_its_ball():
-    """Its simplex projection is off by one, before the clip to the box; ours stays inside and gains as much."""
+    """Its simplex projection is off by one, before the clip to the box; ours stays inside."""
     rng = np.random.default_rng(0)
     delta = np.zeros((1, 36), np.float32)
     delta[0, :12] = rng.normal(size=12)
@@ -73,7 +73,7 @@ def test_foolbox_sparse_l1_leaves_its_ball():
         theirs = float64(project(eagerpy.astensor(jnp.asarray(delta)) * 0.9, start, 1.0).raw)
     ours = float64(attacks.L1.project(delta * np.float32(0.9), np.ones(1, np.float32)))
     assert np.abs(ours).sum() <= 1 + 1e-6
-    assert np.abs(theirs).sum() > 1.005 or np.abs(np.clip(theirs, 0, 1) - theirs).max() > 0
+    assert np.abs(theirs).sum() > 1.005
 
 
 def torch_of(matrix, bias) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ from attack_helpers import KEY, grey, mixed, mlp, own_labels, predictions
 from jax.tree_util import Partial
 
 from rbf_jax import attacks, evaluate
-from rbf_jax.attacks import Iterative
+from rbf_jax.attacks import Composed, Iterative
 from rbf_jax.attacks.driver import Best, no_best
 from rbf_jax.evaluate import batched, live
 from rbf_jax.evaluate.live import run_live
@@ -165,6 +165,44 @@ def test_a_randomised_model_is_judged_on_fresh_draws():
     # Half of the fresh draws, whatever the attack saw: one unlucky draw counts for one draw only.
     assert abs(result.robust[:, ~dark].mean() - 0.5) < 0.05
     assert np.all(result.survived[0, dark] == 1)
+
+
+def _toss(key, images):
+    """Right (class 0) by the toss of a coin on any image, and the less often the brighter its first pixel."""
+    keys = key if key.shape else jax.random.split(key, len(images))
+    luck = jax.vmap(jax.random.uniform)(keys)
+    right = luck > jnp.maximum(images[:, 0, 0, 0], 0.5)
+    return jnp.stack([right, ~right], -1).astype(jnp.float32)
+
+
+def _paint(level):
+    """An attack that sets the first pixel."""
+
+    def attack(keys, logits_fn, images, labels, *, targets=None, epsilon=None, start=None):
+        none = jnp.zeros(len(images), jnp.int32)
+        painted = images.at[:, 0, 0, 0].set(level)
+        return attacks.fgsm(attacks.Linf, epsilon=0.0)(keys, logits_fn, painted, labels)._replace(restart=none)
+
+    return Composed(attacks.Linf, lambda models, *arguments, **options: attack(*arguments, **options), ())
+
+
+def test_the_final_score_is_on_redraws_that_nothing_was_selected_on():
+    """Of twenty attacks that do nothing one looks lucky on two redraws: on fresh ones half are right all the same."""
+    idle = {str(n): attacks.fgsm(attacks.Linf, epsilon=0.0) for n in range(20)}
+    images, labels = grey(0, 200), np.zeros(200, np.int32)
+    result = evaluate.run_suite(KEY, idle, Partial(_toss), images, labels, judge=_toss, redraws=(2, 50), batch_size=200)
+    assert np.mean(result.attack > 0) > 0.5
+    assert abs(result.robust.mean() - 0.5) < 0.02
+
+
+def test_of_two_noisy_attacks_the_stronger_one_counts():
+    images, labels = grey(0, 50), np.zeros(50, np.int32)
+    suite = {"weak": _paint(0.6), "strong": _paint(0.8), "weaker": _paint(0.55)}
+    result = evaluate.run_suite(
+        KEY, suite, Partial(_toss), images, labels, judge=_toss, redraws=(99, 50), batch_size=50
+    )
+    assert {result.names[which] for which in result.attack} == {"strong"}
+    assert abs(result.robust.mean() - 0.2) < 0.03
 
 
 def test_results_do_not_depend_on_the_batches_or_the_neighbours():
