@@ -18,8 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from rbf_jax import parallel
-from rbf_jax.checks import check_count, check_fraction, check_images, check_positive, check_single_key
-from rbf_jax.types import Array, Key, LogitsFn, as_partial
+from rbf_jax.checks import (
+    check_count,
+    check_fraction,
+    check_images,
+    check_logits,
+    check_positive,
+    check_single_key,
+)
+from rbf_jax.types import Array, Key, LogitsFn, as_it_is
 
 ABSTAIN = -1
 """The label where nothing can be said."""
@@ -60,6 +67,7 @@ def _count(logits_fn: LogitsFn, key: Key, image: Array, sigma: Array, n: Array, 
     def one_batch(batch: Array | int) -> Array:
         rows = batch * batch_size + jnp.arange(batch_size, dtype=jnp.int32)
         logits = logits_fn(*jax.vmap(one_sample)(rows))
+        check_logits(logits, batch_size)
         counted = (rows < n) & ~jnp.isnan(logits).any(-1)
         said = logits.argmax(-1)[:, None] == jnp.arange(logits.shape[-1])
         return (said & counted[:, None]).sum(0, dtype=jnp.int32)
@@ -78,9 +86,7 @@ def _count(logits_fn: LogitsFn, key: Key, image: Array, sigma: Array, n: Array, 
 
 
 def _sample(key: Key, logits_fn: LogitsFn, image: Array, sigma: float, n: int, batch_size: int) -> np.ndarray:
-    counts = _count(
-        as_partial(logits_fn), key, jnp.asarray(image), jnp.float32(sigma), jnp.int32(n), batch_size=batch_size
-    )
+    counts = _count(logits_fn, key, jnp.asarray(image), jnp.float32(sigma), jnp.int32(n), batch_size=batch_size)
     return parallel.fetch(counts)
 
 
@@ -157,6 +163,7 @@ def certify(
     check_count(n0, "n0")
     check_count(n, "n")
     pick_key, bound_key = jax.random.split(key)
+    logits_fn = as_it_is(logits_fn)
     label = int(_sample(pick_key, logits_fn, image, sigma, n0, batch_size).argmax())
     counts = _sample(bound_key, logits_fn, image, sigma, n, batch_size)
     radius = certified_radius(int(counts[label]), n, alpha, sigma)
@@ -197,7 +204,7 @@ def predict(
     """
     _check(key, image, sigma, alpha, batch_size)
     check_count(n, "n")
-    return predicted_class(_sample(key, logits_fn, image, sigma, n, batch_size), alpha)
+    return predicted_class(_sample(key, as_it_is(logits_fn), image, sigma, n, batch_size), alpha)
 
 
 def predicted_class(counts: Array, alpha: float) -> int:

@@ -1,6 +1,7 @@
 """Checks of arguments: static ones always, those of values only on concrete arrays (tracers are let through)."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -49,6 +50,13 @@ def check_labels(labels: Array, batch: int, classes: int | None = None, name: st
         if low < 0 or (classes is not None and high >= classes):
             allowed = "at least 0" if classes is None else f"in [0, {classes})"
             raise ValueError(f"{name} must be {allowed}, got values from {low} to {high}")
+
+
+def check_logits(logits: Any, batch: int) -> None:
+    """Raises ValueError unless it is what a model should return, an array ``(batch, classes)``."""
+    if getattr(logits, "ndim", None) != 2 or logits.shape[0] != batch:
+        found = f"shape {logits.shape}" if hasattr(logits, "shape") else type(logits).__name__
+        raise ValueError(f"a model must return logits ({batch}, classes) for {batch} images, got {found}")
 
 
 def check_norm(norm: Norm) -> None:

@@ -99,7 +99,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         with jax.set_mesh(parallel.mesh()) if jax.device_count() > 1 else contextlib.nullcontext():
             COMMANDS[arguments.command](arguments)
-    except (OSError, ValueError, FloatingPointError) as error:
+    except (OSError, ValueError, ArithmeticError) as error:
         print(f"rbf-jax {arguments.command}: {error}", file=sys.stderr)
         return 2
     return 0

@@ -20,9 +20,10 @@ from jax.tree_util import Partial
 from rbf_jax import certify as smoothing
 from rbf_jax import data, em, evaluate, models, train
 from rbf_jax.attacks import L1, L2, Linf, apgd, autoattack, eot, fgsm, pgd
+from rbf_jax.checks import check_choice
 from rbf_jax.defense import Defense, defend
 from rbf_jax.evaluate import Outcomes
-from rbf_jax.files import as_path
+from rbf_jax.files import as_path, check_writable
 from rbf_jax.rbf import RBFFilters
 from rbf_jax.rbf import load as load_filters
 from rbf_jax.rbf import save as save_filters
@@ -69,6 +70,7 @@ def _load(path: str) -> Loaded:
     missing = {"data", "network", "filters", "preset"} - recipe.keys()
     if missing:
         raise ValueError(f"{path} was not written by `rbf-jax train`: its recipe has no {', '.join(sorted(missing))}")
+    check_choice(recipe["network"], f"the network of {path}", tuple(NETWORKS))
     network = models.from_linen(NETWORKS[recipe["network"]]())
     filters = None
     if recipe["filters"] is not None:
@@ -93,6 +95,7 @@ def _share(right: np.ndarray) -> str:
 
 def fit_filters(arguments: argparse.Namespace) -> None:
     """`em.fit` on the training images."""
+    check_writable(arguments.out)
     images, _ = _examples(arguments.data, "train", arguments.data_dir)
     filters, _ = em.fit(images, config=SETS[arguments.data][1])
     save_filters(arguments.out, filters)
@@ -102,6 +105,7 @@ def fit_filters(arguments: argparse.Namespace) -> None:
 def train_model(arguments: argparse.Namespace) -> None:
     """`train.fit`, for a model with filters on the reconstructions; then its accuracy on test images."""
     network, checkpoints = SETS[arguments.data][0], as_path(f"{arguments.out}-checkpoints")
+    check_writable(arguments.out)
     images, labels = _examples(arguments.data, "train", arguments.data_dir)
     filters = load_filters(arguments.filters) if arguments.filters else None
     seconds = time.perf_counter()
@@ -161,6 +165,8 @@ def _suite(version: str, norm: Norm, epsilon: float, noisy: bool) -> dict[str, A
 
 def attack(arguments: argparse.Namespace) -> None:
     """`evaluate.run_suite` on test images, over all norms together; with noise the judge is the mean of the draws."""
+    if arguments.out:
+        check_writable(arguments.out)
     found = _load(arguments.model)
     source = found.recipe["data"]
     images, labels = (array[: arguments.images] for array in _examples(source, "test", arguments.data_dir))
@@ -168,7 +174,9 @@ def attack(arguments: argparse.Namespace) -> None:
     noisy = defense is not None and arguments.beta2 > 0
     attacked = found.logits_fn if defense is None else defense.draw if noisy else defense.static
     budgets = BUDGETS["cifar10" if source == "cifar10" else "mnist"]
-    norms = dict.fromkeys(arguments.norm or ["linf"])
+    norms = arguments.norm or ["linf"]
+    if len(set(norms)) < len(norms):
+        raise ValueError(f"--norm must name each norm once, got {' '.join(norms)}")
     epsilons = arguments.epsilon or [budgets[name] for name in norms]
     if len(epsilons) != len(norms):
         raise ValueError(f"--epsilon must be given once for each --norm ({len(norms)}) or never, got {len(epsilons)}")

@@ -101,8 +101,8 @@ def init(channels: int, *, config: EMConfig = MNIST, key: Key | None = None) -> 
     Returns:
         A state with room for 8 filters.
     """
-    means = jnp.zeros((8, *config.size, channels))
-    variances = jnp.ones((8,))
+    means = jnp.zeros((8, *config.size, channels), jnp.float32)
+    variances = jnp.ones(8, jnp.float32)
     count = 0
     if key is not None:
         check_key(key)
@@ -159,7 +159,8 @@ def e_step(state: EMState, images: Array, *, config: EMConfig = MNIST, counted: 
         The sums. Those of several sets of images add up (`jax.tree.map(jnp.add, ...)`).
     """
     size, channels = state.filters.means.shape[0], images.shape[-1]
-    means = jnp.concatenate([state.filters.flat_means, jnp.full((1, math.prod(config.size) * channels), 0.5)])
+    grey = jnp.full((1, math.prod(config.size) * channels), 0.5, jnp.float32)
+    means = jnp.concatenate([state.filters.flat_means, grey])
     # alpha at or below 0 means that nothing is new (the log would be NaN).
     grows = (state.step < config.growth_steps) & (state.alpha > 0)
     threshold = jnp.log(jnp.maximum(state.alpha, 1e-30)) + config.offset
@@ -183,7 +184,7 @@ def e_step(state: EMState, images: Array, *, config: EMConfig = MNIST, counted: 
 
     most = tile_images(images.shape, config.size, size)
     tile = max(number for number in range(1, most + 1) if images.shape[0] % number == 0)
-    zero = EMStatistics(jnp.zeros(size + 1), jnp.zeros(means.shape), jnp.zeros(size + 1), jnp.zeros(()))
+    zero = EMStatistics(*(jnp.zeros(shape, jnp.float32) for shape in (size + 1, means.shape, size + 1, ())))
     tiles = jax.tree.map(lambda array: array.reshape(-1, tile, *array.shape[1:]), (images, counted))
     return jax.lax.scan(add_tile, zero, tiles)[0]
 

@@ -68,6 +68,16 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+class _EnoughError(Exception):
+    """Ends an attempt that is not to be completed."""
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raises OSError where the file could not be written now: before the work, not after it. Makes its folder."""
+    with contextlib.suppress(_EnoughError), replacing(path):
+        raise _EnoughError
+
+
 def append_line(path: str | os.PathLike[str], line: str) -> None:
     """Adds a line to a text file, which is made where it is missing.
 

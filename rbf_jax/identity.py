@@ -37,8 +37,8 @@ def described(value: Any) -> str:
 
     Of a function that is in no installed library also its code and the globals that it names, and of a class, or an
     object of it, the methods likewise: a model that reads its weights from a global is another one when they change.
-    Arrays count by their contents; an object of unknown make by its class alone. A function that looks things up while
-    it runs (a file, an attribute of such an object) is not seen through.
+    Arrays count by their contents, a pytree by its leaves, an object of one's own class by its attributes, one of a
+    library's class by that class alone. A function that looks things up as it runs (a file, say) is not seen through.
     """
     return hashlib.sha256("\n".join(_parts(value, frozenset())).encode()).hexdigest()
 
@@ -86,10 +86,19 @@ def _parts(value: Any, around: frozenset[int]) -> list[str]:
     elif isinstance(value, set | frozenset):
         children = sorted(value, key=repr)
     else:
-        fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
-        children = [*(getattr(value, field.name, None) for field in fields), *_methods(type(value))]
+        children = [*_held(value), *_methods(type(value))]
     inside = around | {id(value)}
     return [name, "(", *(line for child in children for line in _parts(child, inside)), ")"]
+
+
+def _held(value: Any) -> list[Any]:
+    """What an object of no kind of Python's own consists of."""
+    if dataclasses.is_dataclass(value):
+        return [getattr(value, field.name, None) for field in dataclasses.fields(value)]
+    leaves = jax.tree.leaves(value)
+    if not (len(leaves) == 1 and leaves[0] is value):  # a pytree, as NNX modules are
+        return leaves
+    return [] if _is_library(type(value).__module__) else [vars(value)] if hasattr(value, "__dict__") else []
 
 
 def _is_library(module: str) -> bool:

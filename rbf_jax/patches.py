@@ -63,7 +63,7 @@ def overlap_sum(patches: Array, image_shape: tuple[int, ...], size: tuple[int, i
         Images ``(..., H, W, C)``; 0 where no patch lies.
 
     Raises:
-        ValueError: the patches' shape does not belong to that grid.
+        ValueError: the patches' shape does not belong to that grid, or their dtype is none of floats.
     """
     rows, cols = patch_grid(image_shape, size, stride)
     height, width, channels = image_shape
@@ -72,6 +72,8 @@ def overlap_sum(patches: Array, image_shape: tuple[int, ...], size: tuple[int, i
             f"patches of shape {patches.shape} do not belong to images of {image_shape} with windows of {size} at "
             f"stride {stride}: expected (..., {rows * cols}, {size[0] * size[1] * channels})"
         )
+    if not jnp.issubdtype(patches.dtype, jnp.floating):
+        raise ValueError(f"patches must be of a float dtype, in which sums fit, got {patches.dtype}")
     lead = patches.shape[:-2]
     # Split, not sliced: the gradient of nine slices would write the whole array nine times.
     views = jnp.split(patches.reshape(*lead, rows, cols, -1), size[0] * size[1], axis=-1)
@@ -107,7 +109,7 @@ def stitch_patches(
         Images ``(..., H, W, C)``; 0 where no patch lies.
 
     Raises:
-        ValueError: the patches' shape does not belong to that grid.
+        ValueError: the patches' shape does not belong to that grid, or their dtype is none of floats.
     """
     count = overlap_count(image_shape, size, stride)
     return overlap_sum(patches, image_shape, size, stride) / jnp.maximum(count, 1)

@@ -41,6 +41,15 @@ def as_partial(function: Callable[..., Array]) -> Partial:
     return function if isinstance(function, Partial) else Partial(function)
 
 
+def as_it_is(function: LogitsFn) -> Partial:
+    """`as_partial` of a model with the weights that it reads now, compiled anew each time where it is a plain function.
+
+    What was compiled for a function object keeps the weights of its first call; those of NNX modules change in place.
+    """
+    found = as_partial(function)
+    return found if found is function else Partial(lambda key, images: function(key, images))
+
+
 class Norm(NamedTuple):
     """The geometry of one threat model; each function treats every example of a batch by itself.
 
@@ -113,6 +122,8 @@ class Attack(Protocol):
             start: images ``(B, H, W, C)`` to start from instead of the attack's own start, brought into the ball.
 
         Raises:
-            ValueError: an argument of a wrong shape, dtype or range, or one that this attack does not take.
+            ValueError: an argument of a wrong shape, dtype or range, or one that this attack does not take. Under
+                ``jit`` values cannot be looked at: labels, images and radii out of range pass, and what comes out means
+                nothing. `evaluate.run_attack` compiles and checks them all.
         """
         ...

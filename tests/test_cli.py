@@ -56,10 +56,29 @@ def test_what_is_wrong_is_one_message(world, capsys):
     assert train() == 0
     assert cli.main(["attack", "model.npz", "--epsilon", "0.1", "--epsilon", "0.2"]) == 2
     assert "once for each --norm (1) or never, got 2" in capsys.readouterr().err
+    assert cli.main(["attack", "model.npz", "--norm", "linf", "--norm", "linf"]) == 2
+    assert "--norm must name each norm once, got linf linf" in capsys.readouterr().err
+    assert cli.main(["attack", "model.npz", "--seed", "9" * 23]) == 2
+    assert "rbf-jax attack: " in capsys.readouterr().err
     models_only = {"params": {"w": np.ones(2, np.float32)}}
     commands.train.save_weights("foreign.npz", models_only, {"data": "mnist"})
     assert cli.main(["attack", "foreign.npz"]) == 2
     assert "its recipe has no filters, network, preset" in capsys.readouterr().err
+    foreign = {"data": "mnist", "network": "resnet", "filters": None, "preset": "code"}
+    commands.train.save_weights("foreign.npz", models_only, foreign)
+    assert cli.main(["attack", "foreign.npz"]) == 2
+    assert "the network of foreign.npz must be one of 'cnn', 'vgg16', got 'resnet'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["fit-filters"], ["train"], ["attack", "model.npz"]])
+def test_where_nothing_can_be_written_nothing_is_computed(words, world, capsys, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr(commands, "_examples", refuse)
+    monkeypatch.setattr(commands, "_load", refuse)
+    assert cli.main([*words, "--out", "/proc/nowhere/x.npz"]) == 2
+    assert "cannot write /proc/nowhere/x.npz" in capsys.readouterr().err
 
 
 def test_a_plain_network(world, capsys):

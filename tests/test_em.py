@@ -239,6 +239,14 @@ def test_flat_images_give_one_exact_filter(value):
     np.testing.assert_array_equal(filters.variances, [0])
 
 
+def test_a_jax_that_computes_in_float64_learns_the_same(digits, standard_promotion):
+    with jax.enable_x64(True):
+        filters, _ = em.fit(digits[:60], config=GROWING, progress=False)
+    assert {leaf.dtype for leaf in filters} == {np.dtype(np.float32)}
+    expected, _ = em.fit(digits[:60], config=GROWING, progress=False)
+    np.testing.assert_allclose(filters.means, expected.means, atol=1e-4)
+
+
 def test_padding_changes_nothing(digits):
     """Wider padding costs the packed scores a few bits, nothing else."""
     narrow = wide = em.init(1, config=GROWING)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from attack_helpers import mlp
+from flax import nnx
 from jax.tree_util import Partial
 
 from rbf_jax import RBFFilters, attacks, defend
@@ -22,6 +23,15 @@ def shifted(by, images):
 
 def closing_over(value):
     return lambda images: images + value
+
+
+class Scaled:
+    def __init__(self, by):
+        self.by = by
+
+
+def nnx_module(scale):
+    return nnx.Linear(2, 3, kernel_init=nnx.initializers.constant(scale), rngs=nnx.Rngs(0))
 
 
 def defended(**changes):
@@ -57,6 +67,10 @@ def things():
         "a Partial": Partial(shifted, jnp.ones(1)),
         "other weights": Partial(shifted, jnp.zeros(1)),
         "jitted": jax.jit(shifted),
+        "an NNX module in a closure": closing_over(nnx_module(1.0)),
+        "of other weights": closing_over(nnx_module(2.0)),
+        "an object of one's own": closing_over(Scaled(1.0)),
+        "with another attribute": closing_over(Scaled(2.0)),
         "a flag": (True, 1),
         "no flag": (1, 1),
     }

@@ -108,6 +108,12 @@ def test_grid_counts_the_windows(shape, size, stride, grid):
     assert patch_grid(shape, size, stride) == grid
 
 
+def test_patches_in_which_sums_do_not_fit_are_refused(rng):
+    patches = extract_patches(rng.integers(0, 256, (2, 6, 5, 1)).astype(np.uint8))
+    with pytest.raises(ValueError, match="patches must be of a float dtype, in which sums fit, got uint8"):
+        stitch_patches(patches, (6, 5, 1))
+
+
 @pytest.mark.parametrize(
     ("size", "stride", "message"),
     [

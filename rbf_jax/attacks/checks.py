@@ -13,7 +13,7 @@ from rbf_jax.attacks.losses import cross_entropy, margin
 from rbf_jax.attacks.pgd import pgd
 from rbf_jax.attacks.square import square
 from rbf_jax.checks import check_images, check_labels, check_positive, check_single_key
-from rbf_jax.types import Array, Key, LogitsFn, Norm, as_partial
+from rbf_jax.types import Array, Key, LogitsFn, Norm, as_it_is
 
 NOTICEABLE = 0.05
 """By how much of the examples one attack must beat another to be a sign."""
@@ -109,7 +109,7 @@ def masking_checks(
     check_labels(labels, len(images))
     check_positive(epsilon, "epsilon")
     check_positive(large_epsilon, "large_epsilon")
-    logits_fn, judge = as_partial(logits_fn), None if judge is None else as_partial(judge)
+    logits_fn, judge = as_it_is(logits_fn), None if judge is None else as_it_is(judge)
     keys = jax.random.split(key, len(images))
     other_keys, fresh = (jax.random.split(jax.random.fold_in(key, number), len(images)) for number in (1, 2))
 

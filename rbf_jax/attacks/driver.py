@@ -248,14 +248,14 @@ class Composed:
         )
 
 
-def success_at(result: AttackResult, budgets: Array) -> Array:
+def success_at(result: AttackResult, budgets: Array | float) -> Array:
     """Which examples an attack of least distance misled within each of several budgets.
 
     Args:
         result: of an attack that was given no budget.
-        budgets: ``(K,)``.
+        budgets: ``(K,)``, or a single one.
 
     Returns:
         bool ``(K, B)``.
     """
-    return jnp.asarray(result.success) & (jnp.asarray(result.distance) <= jnp.asarray(budgets)[:, None])
+    return jnp.asarray(result.success) & (jnp.asarray(result.distance) <= jnp.atleast_1d(jnp.asarray(budgets))[:, None])

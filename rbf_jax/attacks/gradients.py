@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from rbf_jax.attacks.losses import Loss
 from rbf_jax.attacks.norms import per_example
-from rbf_jax.checks import check_count, check_labels
+from rbf_jax.checks import check_count, check_labels, check_logits
 from rbf_jax.types import Array, Key, LogitsFn
 
 
@@ -29,7 +29,9 @@ RESULT = 2**31 - 1
 
 def logits_at(logits_fn: LogitsFn, keys: Key, images: Array) -> Array:
     """The model's logits in float32: in half precision most gains of an attack's steps would be lost."""
-    return logits_fn(keys, images).astype(jnp.float32)
+    logits = logits_fn(keys, images)
+    check_logits(logits, len(images))
+    return logits.astype(jnp.float32)
 
 
 class Look(NamedTuple):

@@ -16,11 +16,19 @@ from tqdm import tqdm
 from rbf_jax import parallel
 from rbf_jax.attacks import Composed, Iterative
 from rbf_jax.attacks.driver import Problem
-from rbf_jax.checks import check_count, check_images, check_labels, check_not_negative, check_single_key
+from rbf_jax.checks import (
+    check_budget,
+    check_count,
+    check_images,
+    check_labels,
+    check_logits,
+    check_not_negative,
+    check_single_key,
+)
 from rbf_jax.evaluate.ledger import Parts
 from rbf_jax.evaluate.live import run_live
 from rbf_jax.identity import described, fingerprint
-from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn, as_partial
+from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn, as_it_is
 
 
 def _in_batches(
@@ -28,7 +36,7 @@ def _in_batches(
     rows: Array | None,
     arrays: tuple[Array, ...],
     batch_size: int,
-    progress: str | None,
+    progress: str | bool | None,
     parts: Parts | None = None,
     inputs: Any = (),
 ) -> tuple[np.ndarray, ...]:
@@ -64,7 +72,8 @@ def _in_batches(
         return tuple(parallel.fetch(array)[: total - start] for array in result)
 
     done = []
-    with tqdm(total=total, desc=progress, unit="image", disable=progress is None) as bar:
+    named = progress if isinstance(progress, str) else None
+    with tqdm(total=total, desc=named, unit="image", disable=not progress) as bar:
         for start in range(0, total, size * devices):
             together = functools.cache(functools.partial(compute, start))
             for first in range(start, min(start + size * devices, total), size):
@@ -85,10 +94,11 @@ def _check(key: Key, logits_fn: LogitsFn, images: Array, **classes: Array | None
         return
     first = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
     keys = jax.eval_shape(lambda key: _fold_in(key, np.zeros(1, np.int32)), key)
-    count = jax.eval_shape(lambda *arguments: logits_fn(*arguments), keys, first).shape[-1]
+    logits = jax.eval_shape(lambda *arguments: logits_fn(*arguments), keys, first)
     for name, given in classes.items():
         if given is not None:
-            check_labels(given, len(images), count, name)
+            check_logits(logits, 1)
+            check_labels(given, len(images), logits.shape[1], name)
 
 
 def _fold_in(key: Key, rows: Array) -> Key:
@@ -101,7 +111,7 @@ def _apply(logits_fn: LogitsFn, key: Key, rows: Array, images: Array) -> tuple[A
 
 
 def predict(
-    key: Key, logits_fn: LogitsFn, images: Array, *, batch_size: int = 100, progress: str | None = None
+    key: Key, logits_fn: LogitsFn, images: Array, *, batch_size: int = 100, progress: str | bool | None = None
 ) -> np.ndarray:
     """Logits of many images.
 
@@ -110,7 +120,7 @@ def predict(
         logits_fn: the model; as a ``jax.tree_util.Partial`` over its weights new ones compile nothing.
         images: float32 ``(N, H, W, C)`` in [0, 1].
         batch_size: images at a time on each device.
-        progress: what the progress bar is called; None for no bar.
+        progress: what the progress bar is called, or whether there is one.
 
     Returns:
         Logits ``(N, classes)``.
@@ -118,7 +128,7 @@ def predict(
     Raises:
         ValueError: an argument out of range.
     """
-    logits_fn = as_partial(logits_fn)
+    logits_fn = as_it_is(logits_fn)
     _check(key, logits_fn, images)
 
     def apply(_: Any, rows: Array, batch: Array) -> tuple[Array]:
@@ -160,7 +170,7 @@ def run_attack(
     leave: bool = False,
     batch_size: int = 100,
     parts: Parts | None = None,
-    progress: str | None = None,
+    progress: str | bool | None = None,
 ) -> AttackResult:
     """An attack on many images.
 
@@ -178,7 +188,7 @@ def run_attack(
             it is only asked whether an example can be broken. Its loss is then not driven on.
         batch_size: images at a time on each device.
         parts: where finished batches are kept, so that a run that was stopped goes on; None for nowhere.
-        progress: what the progress bar is called; None for no bar.
+        progress: what the progress bar is called, or whether there is one.
 
     Returns:
         The attack's result as NumPy arrays over all N.
@@ -186,11 +196,14 @@ def run_attack(
     Raises:
         ValueError: an argument out of range, or parts of another attack.
     """
-    logits_fn = as_partial(logits_fn)
+    logits_fn = as_it_is(logits_fn)
     _check(key, logits_fn, images, labels=labels, targets=targets)
     labels = np.asarray(labels, np.int32)
     if epsilon is not None:
-        check_not_negative(epsilon, "epsilon")
+        if isinstance(attack, Iterative) and attack.minimal:
+            check_budget(epsilon)
+        else:
+            check_not_negative(epsilon, "epsilon")
         if np.shape(epsilon) not in ((), (len(images),)):
             raise ValueError(f"epsilon must be a number or of shape ({len(images)},), got shape {np.shape(epsilon)}")
         epsilon = np.broadcast_to(np.asarray(epsilon, np.float32), len(images))
@@ -241,7 +254,7 @@ def survival(
     rows: Array | None = None,
     batch_size: int = 100,
     parts: Parts | None = None,
-    progress: str | None = None,
+    progress: str | bool | None = None,
 ) -> np.ndarray:
     """Which images a model classifies rightly, under several redraws of its noise.
 
@@ -254,7 +267,7 @@ def survival(
         rows: the examples' indices in their data set, ``(N,)``; None for 0 to N - 1.
         batch_size: images at a time on each device.
         parts: where finished batches are kept, so that a run that was stopped goes on; None for nowhere.
-        progress: what the progress bar is called; None for no bar.
+        progress: what the progress bar is called, or whether there is one.
 
     Returns:
         bool ``(redraws, N)``. Logits with a NaN are never right.
@@ -262,7 +275,7 @@ def survival(
     Raises:
         ValueError: an argument out of range, or parts of another computation.
     """
-    logits_fn = as_partial(logits_fn)
+    logits_fn = as_it_is(logits_fn)
     _check(key, logits_fn, images, labels=labels)
     labels = np.asarray(labels, np.int32)
     check_count(redraws, "redraws")

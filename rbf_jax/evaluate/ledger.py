@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rbf_jax.files import read_json, read_npz, replacing, write_npz
+from rbf_jax.files import as_path, read_json, read_npz, replacing, write_npz
 
 
 class Outcomes(NamedTuple):
@@ -53,7 +53,7 @@ class Parts(NamedTuple):
         Raises:
             ValueError: the folder holds batches of another computation.
         """
-        path = self.directory / "inputs.json"
+        path = as_path(self.directory) / "inputs.json"
         wanted = json.loads(json.dumps({"facts": self.facts, "arrays": inputs, "batch_size": batch_size}))
         if not path.exists():
             with replacing(path) as temporary:
@@ -73,7 +73,7 @@ class Parts(NamedTuple):
         Raises:
             ValueError: the batch's file is damaged.
         """
-        path = self.directory / f"{start:06d}.npz"
+        path = as_path(self.directory) / f"{start:06d}.npz"
         if path.exists():
             way_out = "Remove it, and this batch is computed again"
             stored = read_npz(path, "a batch of results", way_out)
@@ -91,14 +91,21 @@ class Parts(NamedTuple):
     def seconds(self) -> float:
         """What the kept batches took, in whichever process."""
         total = 0.0
-        for path in self.directory.glob("[0-9]*.npz"):
+        for path in as_path(self.directory).glob("[0-9]*.npz"):
             with path.open("rb") as file, np.load(file) as stored:
                 total += float(stored["seconds"])
         return total
 
 
 def save_outcomes(path: str | Path, outcomes: Outcomes) -> None:
-    """Writes outcomes as ``.npz``, eight to a byte; of the rows the steps, as those of a whole data set compress."""
+    """Writes outcomes as ``.npz``, eight to a byte; of the rows the steps, as those of a whole data set compress.
+
+    Raises:
+        ValueError: outcomes of another number of examples than the rows.
+    """
+    for name in ("selection", "scoring"):
+        if (shape := np.shape(getattr(outcomes, name)))[1:] != np.shape(outcomes.rows):
+            raise ValueError(f"{name} must be (redraws, {len(outcomes.rows)}), as there are so many rows, got {shape}")
     arrays = {
         "steps": np.diff(outcomes.rows, prepend=0).astype(np.int32),
         "selection": np.packbits(outcomes.selection, axis=-1),
@@ -142,8 +149,12 @@ def worst_case(selection: np.ndarray, scoring: np.ndarray) -> np.ndarray:
         bool ``(R, N)``.
 
     Raises:
-        ValueError: several redraws to score on, and none to select on.
+        ValueError: several redraws to score on, and none to select on; other attacks or examples on either.
     """
+    if (selection.shape[0], selection.shape[2]) != (scoring.shape[0], scoring.shape[2]):
+        raise ValueError(
+            f"scoring must be of the attacks and examples of selection {selection.shape}, got {scoring.shape}"
+        )
     if not selection.shape[1]:
         if scoring.shape[1] != 1:
             raise ValueError(f"selection must hold redraws where scoring holds {scoring.shape[1]}, got none")

@@ -7,12 +7,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rbf_jax import parallel
+from rbf_jax import attacks, parallel
 from rbf_jax.attacks import Composed, Iterative
 from rbf_jax.checks import check_images, check_labels, check_single_key
 from rbf_jax.evaluate.batched import run_attack, survival
 from rbf_jax.evaluate.ledger import Parts
-from rbf_jax.types import Array, Key, LogitsFn, as_partial
+from rbf_jax.files import as_path
+from rbf_jax.types import Array, Attack, Key, LogitsFn, as_it_is
 
 
 class SuiteResult(NamedTuple):
@@ -57,7 +58,7 @@ def run_suite(
     union: bool = True,
     rows: Array | None = None,
     batch_size: int | None = None,
-    directory: Path | None = None,
+    directory: str | Path | None = None,
     progress: bool = False,
 ) -> SuiteResult:
     """Runs attacks one after the other, and says for each example which of them is the worst.
@@ -97,12 +98,15 @@ def run_suite(
         raise ValueError(f"suite must be a dictionary of attacks by name, got {type(suite).__name__}")
     if not suite or "clean" in suite:
         raise ValueError(f"suite must hold at least one attack, none called 'clean', got {list(suite)}")
-    logits_fn = as_partial(logits_fn)
+    logits_fn = as_it_is(logits_fn)
     images, labels = np.array(images), np.asarray(labels, np.int32)
     total, names = len(images), ("clean", *suite)
     rows = np.arange(total) if rows is None else np.asarray(rows)
+    if rows.shape != (total,):
+        raise ValueError(f"rows must be the {total} examples' indices, got shape {rows.shape}")
+    norm_names = {name: _norm_name(name, attack) for name, attack in suite.items()}
     size = fitting_batch(logits_fn, images) if batch_size is None else batch_size
-    random, judge = judge is not None, logits_fn if judge is None else as_partial(judge)
+    random, judge = judge is not None, logits_fn if judge is None else as_it_is(judge)
     selection, scoring = redraws if random else (1, 1)
     attack_key, select_key, score_key = jax.random.split(key, 3)
 
@@ -119,7 +123,7 @@ def run_suite(
         live = np.flatnonzero(least > 0) if union else everything
         if not len(live):
             break
-        parts = None if directory is None else Parts(directory / name, {"attack": name, "union": union})
+        parts = None if directory is None else Parts(as_path(directory) / name, {"attack": name, "union": union})
         found = run_attack(
             jax.random.fold_in(attack_key, number),
             attack,
@@ -130,7 +134,7 @@ def run_suite(
             leave=union and not random,
             batch_size=size,
             parts=parts,
-            progress=f"{name} ({attack.norm.name})" if progress else None,
+            progress=f"{name} ({norm_names[name]})" if progress else None,
         )
         share = score(jax.random.fold_in(select_key, number), found.images, live, selection).mean(0)
         survived[number, live] = share
@@ -140,8 +144,16 @@ def run_suite(
         least[at], worst[at], moved[at] = share[lower], number, found.images[lower]
         restart[at], distance[at] = found.restart[lower], found.distance[lower]
     robust = score(score_key, moved, everything, scoring)
-    norms = ("", *(attack.norm.name for attack in suite.values()))
-    return SuiteResult(names, norms, survived, worst, restart, distance, moved, robust, *passes)
+    return SuiteResult(names, ("", *norm_names.values()), survived, worst, restart, distance, moved, robust, *passes)
+
+
+def _norm_name(name: str, attack: Attack) -> str:
+    """Of the attack's norm; empty for a function of one's own, which names none."""
+    if not callable(attack) or any(attack is maker for maker in vars(attacks).values()):
+        raise ValueError(
+            f"suite[{name!r}] must be an attack, as attacks.pgd(attacks.Linf, epsilon=0.3) is, got {attack}"
+        )
+    return attack.norm.name if isinstance(attack, Iterative | Composed) else ""
 
 
 MEMORY = 2**31
@@ -162,7 +174,7 @@ def fitting_batch(logits_fn: LogitsFn, images: Array) -> int:
     Returns:
         1 to 1024.
     """
-    shape = (8, *images.shape[1:])
+    logits_fn, shape = as_it_is(logits_fn), (8, *images.shape[1:])
 
     def slope(logits_fn: LogitsFn, key: Key, images: Array) -> Array:
         return jax.grad(lambda images: jax.nn.log_softmax(logits_fn(key, images))[:, 0].sum())(images)

@@ -145,7 +145,7 @@ def fit(
     validation: tuple[Array, Array] | None = None,
     checkpoints: str | Path | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
-    progress: str | None = "train",
+    progress: str | bool | None = "train",
 ) -> tuple[Variables, History]:
     """Trains a classifier on images, each epoch in a new order; a last incomplete batch is left out of its epoch.
 
@@ -167,12 +167,12 @@ def fit(
         attack: for adversarial training (Madry et al., ICLR 2018): each batch, augmented, is replaced by what the
             attack makes of it against the network as it stands, in evaluation mode. None for none.
         epsilon: optax schedule, step -> the attack's radius, to raise it from 0; None for the attack's own radius.
-        smoothing: what `smoothed_labels` takes from the true class, at least 0 and below 1; 0 for hard labels.
+        smoothing: what `smoothed_labels` takes from the true class, in [0, 1 - 1 / classes]; 0 for hard labels.
         validation: images and labels whose accuracy, without attack, is taken after each epoch.
         checkpoints: folder of this training's checkpoints; None for none. Those of other images, settings, attack,
             optimizer or network are refused (`identity.described`); of ``augment`` nothing is known.
         log: takes a record after each epoch: epoch, loss, accuracy, validation, seconds, images_per_second.
-        progress: what the progress bar is called; None for no bar.
+        progress: what the progress bar is called, or whether there is one.
 
     Returns:
         The variables, and the history.
@@ -195,12 +195,16 @@ def fit(
         raise ValueError(f"batch_size must be a multiple of the {parallel.count()} devices, got {batch_size}")
     if validation is not None:
         check_images(validation[0], "validation")
+        if validation[0].shape[1:] != images.shape[1:]:
+            raise ValueError(f"validation must be images of {images.shape[1:]}, got {validation[0].shape[1:]}")
 
     init_key, order_key, step_key = jax.random.split(key, 3)
     first_state = init(init_key, classifier, optimizer, images.shape[1:])
     logits, _ = jax.eval_shape(classifier.apply, first_state.variables, images[:1])
     classes = logits.shape[-1]
     check_labels(labels, images.shape[0], classes)
+    if smoothing > 1 - 1 / classes:
+        raise ValueError(f"smoothing must be at most {1 - 1 / classes:g} for {classes} classes, got {smoothing}")
     if validation is not None:
         check_labels(validation[1], len(validation[0]), classes, "validation labels")
     batches = images.shape[0] // batch_size
@@ -228,7 +232,8 @@ def fit(
 
     step, calls = int(run.state.step), 1
     run = jax.tree.map(jnp.copy, run)  # the loop donates its buffers; the classifier's first ones may be the caller's
-    with tqdm(total=epochs * batches, initial=step, desc=progress, unit="step", disable=progress is None) as bar:
+    named = progress if isinstance(progress, str) else None
+    with tqdm(total=epochs * batches, initial=step, desc=named, unit="step", disable=not progress) as bar:
         for epoch in range(step // batches, epochs):
             order = np.asarray(jax.random.permutation(jax.random.fold_in(order_key, epoch), images.shape[0]))
             order = order[: batches * batch_size].reshape(batches, batch_size)

@@ -17,7 +17,7 @@ def smoothed_labels(labels: Array, classes: int, smoothing: float = 0.1) -> Arra
     Returns:
         ``(B, classes)``.
     """
-    return jnp.clip(jax.nn.one_hot(labels, classes), smoothing / (classes - 1), 1 - smoothing)
+    return jnp.clip(jax.nn.one_hot(labels, classes, dtype=jnp.float32), smoothing / (classes - 1), 1 - smoothing)
 
 
 def cross_entropy(logits: Array, targets: Array) -> Array:

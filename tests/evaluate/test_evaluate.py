@@ -7,8 +7,9 @@ import pytest
 from jax.tree_util import Partial
 from scipy.stats import binomtest
 
-from rbf_jax import attacks, evaluate
+from rbf_jax import attacks, certify, evaluate
 
+KEY = jax.random.key(0)
 TRACES = []
 
 
@@ -83,9 +84,70 @@ def test_what_a_compiled_attack_cannot_check(model, images, change, message):
         evaluate.run_attack(arguments.pop("key"), attack, model, images, **arguments)
 
 
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda logits: logits[:, 0], r"got shape \(\d+,\)"),
+        (lambda logits: (logits, logits), "got tuple"),
+        (lambda logits: logits[None], r"got shape \(1, \d+, 3\)"),
+    ],
+)
+def test_what_a_model_must_return(model, images, returned, message):
+    wrong = Partial(lambda model, key, images: returned(model(key, images)), model)
+    attack, labels = attacks.fgsm(attacks.Linf, epsilon=0.1), np.zeros(11, np.int32)
+    for call in (
+        lambda: attack(KEY, wrong, images, labels),
+        lambda: evaluate.run_suite(KEY, {"fgsm": attack}, wrong, images, labels, batch_size=11),
+        lambda: certify.certify(KEY, wrong, images[0], sigma=0.1, n=10),
+    ):
+        with pytest.raises(ValueError, match=rf"a model must return logits \(\d+, classes\).*{message}"):
+            call()
+
+
 def test_labels_that_a_model_does_not_have(model, images):
     with pytest.raises(ValueError, match=r"labels must be in \[0, 3\), got values from 3 to 3"):
         evaluate.survival(jax.random.key(0), model, images, np.full(11, 3, np.int32), redraws=1)
+
+
+def test_a_plain_function_is_evaluated_with_the_weights_that_it_has_now(images):
+    """As those of NNX modules change in place."""
+    held = {"weights": np.zeros((16, 3), np.float32)}
+
+    def plain(key, images):
+        del key
+        return images.reshape(len(images), -1) @ held["weights"]
+
+    labels = np.zeros(11, np.int32)
+    suite = {"fgsm": attacks.fgsm(attacks.Linf, epsilon=0.0)}
+    for label in (1, 2):
+        held["weights"] = np.zeros((16, 3), np.float32)
+        held["weights"][:, label] = 1
+        assert (evaluate.predict(jax.random.key(0), plain, images).argmax(-1) == label).all()
+        assert not evaluate.survival(jax.random.key(0), plain, images, labels, redraws=1).any()
+        assert evaluate.run_suite(jax.random.key(0), suite, plain, images, labels + label).robust.all()
+        assert certify.predict(jax.random.key(0), plain, images[0], sigma=0.1, n=50) == label
+
+
+def test_bars_may_be_called_or_just_wanted(model, images, capfd):
+    for progress, shown in ((None, False), (False, False), (True, True), ("my bar", True)):
+        evaluate.predict(jax.random.key(0), model, images, progress=progress)
+        said = capfd.readouterr().err
+        assert bool(said) == shown
+        assert ("my bar" in said) == (progress == "my bar")
+
+
+def test_no_budget_for_attacks_of_least_distance(model, images):
+    quiet = Partial(lambda weights, key, images: images.reshape(len(images), -1) @ weights, *model.args)
+    labels = evaluate.predict(KEY, quiet, images).argmax(-1)
+    attack = attacks.deepfool(attacks.L2, epsilon=0.001)
+    found = [evaluate.run_attack(KEY, attack, quiet, images, labels, epsilon=epsilon) for epsilon in (None, np.inf)]
+    assert [one.success.mean() for one in found] == [0, 1]
+    assert attacks.success_at(found[1], 100.0).shape == (1, 11)
+
+
+def test_a_batch_fits_for_plain_functions_as_for_partials(model, images):
+    sizes = {evaluate.fitting_batch(one, images) for one in (model, lambda key, x: model(key, x))}
+    assert len(sizes) == 1
 
 
 def test_one_radius_for_all(model, images):

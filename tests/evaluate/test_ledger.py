@@ -23,6 +23,9 @@ COUNT = 11
 class Watch:
     """Takes note of the batches that are really computed, by their first pixel; can stop a run at one of them."""
 
+    # What lies in slots does not tell one computation from another.
+    __slots__ = ("seen", "stop_at")
+
     def __init__(self):
         self.seen = []
         self.stop_at = None
@@ -222,6 +225,13 @@ def test_outcomes_are_written_under_any_name(tmp_path):
         evaluate.save_outcomes(tmp_path / "out", outcomes)
         assert_same_outcomes(evaluate.load_outcomes(tmp_path / "out"), outcomes)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("name", ["selection", "scoring"])
+def test_outcomes_of_other_examples_than_the_rows_are_refused(tmp_path, name):
+    outcomes = make_outcomes(16)._replace(**{name: np.ones((3, 4), bool)})
+    with pytest.raises(ValueError, match=rf"{name} must be \(redraws, 16\).*got \(3, 4\)"):
+        evaluate.save_outcomes(tmp_path / "o.npz", outcomes)
 
 
 def test_eight_outcomes_take_a_byte(tmp_path):
@@ -768,6 +778,12 @@ def test_without_redraws_to_select_on_there_is_no_worst_case_of_a_noisy_model():
     right = np.ones((2, 3, 4), bool)
     with pytest.raises(ValueError, match="scoring holds 3, got none"):
         evaluate.worst_case(right[:, :0], right)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 4), (2, 3, 5)])
+def test_a_worst_case_needs_the_same_attacks_and_examples(shape):
+    with pytest.raises(ValueError, match=r"of the attacks and examples of selection \(2, 3, 4\)"):
+        evaluate.worst_case(np.ones((2, 3, 4), bool), np.ones(shape, bool))
 
 
 def test_the_worst_case_of_scores_it_was_not_chosen_by_is_not_their_least(rng):

@@ -205,6 +205,37 @@ def test_of_two_noisy_attacks_the_stronger_one_counts():
     assert abs(result.robust.mean() - 0.2) < 0.03
 
 
+def test_an_attack_of_ones_own_stands_beside_the_others(tmp_path):
+    model, images, labels = problem()
+
+    def own(keys, logits_fn, images, labels, *, epsilon=None, targets=None, start=None):
+        return attacks.fgsm(attacks.Linf, epsilon=0.05)(keys, logits_fn, images, labels)
+
+    both = {"own": own, "fgsm": attacks.fgsm(attacks.Linf, epsilon=0.05)}
+    result = evaluate.run_suite(KEY, both, model, images, labels, union=False, directory=str(tmp_path / "kept"))
+    np.testing.assert_array_equal(result.survived[1], result.survived[2])
+    assert result.norms == ("", "", "linf")
+    assert (tmp_path / "kept" / "own").exists()
+
+
+@pytest.mark.parametrize("wrong", [attacks.pgd, "pgd"])
+def test_what_is_no_attack_is_said_before_any_work(wrong):
+    model, images, labels = problem()
+    with pytest.raises(ValueError, match=r"suite\['pgd'\] must be an attack, as attacks.pgd\(attacks.Linf"):
+        evaluate.run_suite(KEY, {"pgd": wrong}, model, images, labels)
+    with pytest.raises(ValueError, match=r"rows must be the 37 examples' indices, got shape \(9,\)"):
+        evaluate.run_suite(KEY, suite(), model, images, labels, rows=np.arange(9))
+
+
+def test_kept_parts_lie_in_the_home_where_that_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    model, images, labels = problem()
+    evaluate.run_suite(KEY, suite(), model, images, labels, directory="~/kept", batch_size=8)
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["fgsm", "l2", "pgd"]
+    with pytest.raises(ValueError, match="holds another computation"):
+        evaluate.run_suite(jax.random.key(99), suite(), model, images, labels, directory="~/kept", batch_size=8)
+
+
 def test_results_do_not_depend_on_the_batches_or_the_neighbours():
     model, images, labels = problem(2)
     rows = np.arange(100, 100 + N)

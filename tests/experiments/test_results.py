@@ -104,7 +104,8 @@ def outcomes(attack, survived, *, rows=None, selection=None, **changes):
     facts |= {"norm": "", "epsilon": 0.0, "role": "cell"} if attack == "clean" else {}
     facts |= changes
     facts = {"title": TITLES[attack], "source": facts["model"], "weights": facts["model"]} | facts
-    return Outcomes(rows, selection, survived, facts | ORIGIN | {"crafting seconds": 1.5, "scoring seconds": 2})
+    took = {"crafted_on": "static", "crafting seconds": 1.5, "scoring seconds": 2}
+    return Outcomes(rows, selection, survived, took | facts | ORIGIN)
 
 
 CNN = {"model": "cnn", "scored_on": "static"}
