@@ -267,7 +267,7 @@ def test_full_profiles_follow_the_paper(module):
 
 @pytest.mark.parametrize("module", [mnist, cifar10])
 def test_every_number_of_the_papers_tables_has_its_cell(module):
-    """What Tables I and V hold for a set, the plan attacks, and what III and IV say of which attack; VII's noise too."""
+    """The plan attacks what Tables I and V hold, and of III and IV what is of a known attack; VII's noise too."""
     config = module.get_config("cpu")
     levels = results.PAPER["table7_beta2_tradeoff"][config.set]["beta2"]
     assert levels == [0.0, *config.attack.beta2, config.beta2]
