@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from rbf_jax.attacks.losses import Loss
-from rbf_jax.attacks.norms import per_example
+from rbf_jax.attacks.norms import open_gradient, per_example
 from rbf_jax.checks import check_count, check_labels, check_logits
 from rbf_jax.types import Array, Key, LogitsFn
 
@@ -92,10 +92,12 @@ STEEPEST = 1e15
 """The largest entry of a gradient: sums over draws and squares of it stay finite."""
 
 
-def _usable(gradient: Array) -> Array:
-    # A model that overflows must not poison the images. Where its gradient is infinite, as that of a root or a
-    # logarithm is on black pixels, it is the steepest; a NaN says nothing.
-    return jnp.clip(jnp.where(jnp.isnan(gradient), 0, gradient), -STEEPEST, STEEPEST)
+def _usable(gradient: Array, images: Array) -> Array:
+    # A model that overflows must not poison the images: a NaN says nothing. Where the gradient is infinite, as that of
+    # a root or a logarithm is on black pixels, it is the steepest, unless it leads out of the box.
+    gradient = jnp.where(jnp.isnan(gradient), 0, gradient)
+    gradient = jnp.where(jnp.isinf(gradient), open_gradient(gradient, images), gradient)
+    return jnp.clip(gradient, -STEEPEST, STEEPEST)
 
 
 def _pull(pull_back: Callable[[Array], tuple[Array]], slope: Array) -> Array:
@@ -115,7 +117,7 @@ def _look_once(keys, logits_fn, loss, images, labels, targets, /, *, with_gradie
     if pull_back is None:
         return Look(loss(logits, labels, targets), logits, jnp.zeros((0,)))
     values, to_logits = jax.vjp(lambda logits: loss(logits, labels, targets), logits)
-    return Look(values, logits, _usable(_pull(pull_back, *to_logits(jnp.ones_like(values)))))
+    return Look(values, logits, _usable(_pull(pull_back, *to_logits(jnp.ones_like(values))), images))
 
 
 exact = Estimator(_look_once, 1, 1)
@@ -183,7 +185,7 @@ def _of_mean(draws: int, *, of_softmax: bool) -> Estimator:
             value, to_logits = jax.vjp(one, logits)
             return _pull(to_images, *to_logits(slope * jnp.exp(value - mean) if of_softmax else slope))
 
-        return Look(values, mean, _usable(_summed(draws, pulled_back) / draws))
+        return Look(values, mean, _usable(_summed(draws, pulled_back) / draws, images))
 
     return Estimator(look, draws, 2 * draws)
 

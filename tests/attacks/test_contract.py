@@ -209,14 +209,19 @@ def _rooted(weights, key, images):
     return jnp.stack([score, -score], -1)
 
 
-@pytest.mark.parametrize("kind", ["fgsm", "pgd", "mi_fgsm", "apgd", "deepfool", "fab"])
-def test_infinite_gradients_are_the_steepest(kind):
-    """Each pixel has a best end of its interval: all can be broken that are wrong there, and no others."""
+def rooted():
+    """Model, its weights, mostly black images, and labels."""
     rng = np.random.default_rng(0)
     weights = rng.normal(size=(16,)).astype(np.float32)
     images = np.where(rng.uniform(size=(64, *SHAPE)) < 0.75, 0, rng.uniform(size=(64, *SHAPE))).astype(np.float32)
-    model, epsilon = Partial(_rooted, weights), 0.02
-    labels = own_labels(model, images)
+    model = Partial(_rooted, weights)
+    return model, weights, images, own_labels(model, images)
+
+
+@pytest.mark.parametrize("kind", ["fgsm", "pgd", "mi_fgsm", "apgd", "deepfool", "fab"])
+def test_infinite_gradients_are_the_steepest(kind):
+    """Each pixel has a best end of its interval: all can be broken that are wrong there, and no others."""
+    (model, weights, images, labels), epsilon = rooted(), 0.02
     way = np.where(np.asarray(labels)[:, None] == 0, -1, 1) * np.sign(weights)
     corners = np.clip(images + epsilon * way.reshape(64, *SHAPE), 0, 1)
     breakable = predictions(model, corners) != labels
@@ -235,6 +240,15 @@ def test_infinite_gradients_are_the_steepest(kind):
         assert found[breakable].mean() > 0.8
     else:
         np.testing.assert_array_equal(found, breakable)
+
+
+@pytest.mark.parametrize("kind", [attacks.pgd, attacks.apgd], ids=["pgd", "apgd"])
+def test_infinite_gradients_that_lead_out_of_the_box_do_not_count(kind):
+    """In l2, where the steepest pixels take all of a step, a random search would find more."""
+    model, _, images, labels = rooted()
+    searched = jax.jit(attacks.square(attacks.L2, epsilon=0.1, queries=500))(KEY, model, images, labels)
+    found = jax.jit(kind(attacks.L2, epsilon=0.1, steps=20))(KEY, model, images, labels)
+    assert found.success.mean() >= searched.success.mean() > 0.3
 
 
 def _in_half_precision(weights, key, images):
