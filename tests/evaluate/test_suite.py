@@ -188,11 +188,14 @@ def _paint(level):
 
 def test_the_final_score_is_on_redraws_that_nothing_was_selected_on():
     """Of twenty attacks that do nothing one looks lucky on two redraws: on fresh ones half are right all the same."""
-    idle = {str(n): attacks.fgsm(attacks.Linf, epsilon=0.0) for n in range(20)}
-    images, labels = grey(0, 200), np.zeros(200, np.int32)
-    result = evaluate.run_suite(KEY, idle, Partial(_toss), images, labels, judge=_toss, redraws=(2, 50), batch_size=200)
+    idle = dict.fromkeys(map(str, range(20)), attacks.fgsm(attacks.Linf, epsilon=0.0))
+    images, labels = grey(0, 1000), np.zeros(1000, np.int32)
+    settings: dict[str, Any] = {"judge": Partial(_toss), "redraws": (2, 2), "batch_size": 1000, "union": False}
+    result = evaluate.run_suite(KEY, idle, Partial(_toss), images, labels, **settings)
     assert np.mean(result.attack > 0) > 0.5
-    assert abs(result.robust.mean() - 0.5) < 0.02
+    assert abs(result.robust.mean() - 0.5) < 0.05
+    # Nor on those of the clean images.
+    assert abs(result.robust[:, result.survived[0] == 1].mean() - 0.5) < 0.1
 
 
 def test_of_two_noisy_attacks_the_stronger_one_counts():
