@@ -187,8 +187,6 @@ def fit(
     check_images(images)
     check_count(epochs, "epochs")
     check_count(batch_size, "batch_size")
-    if not 0 <= smoothing < 1:
-        raise ValueError(f"smoothing must be at least 0 and below 1, got {smoothing}")
     if batch_size > images.shape[0]:
         raise ValueError(f"batch_size must be at most the {images.shape[0]} images, got {batch_size}")
     if batch_size % parallel.count():
@@ -203,8 +201,8 @@ def fit(
     logits, _ = jax.eval_shape(classifier.apply, first_state.variables, images[:1])
     classes = logits.shape[-1]
     check_labels(labels, images.shape[0], classes)
-    if smoothing > 1 - 1 / classes:
-        raise ValueError(f"smoothing must be at most {1 - 1 / classes:g} for {classes} classes, got {smoothing}")
+    if not 0 <= smoothing <= 1 - 1 / classes:
+        raise ValueError(f"smoothing must be in [0, {1 - 1 / classes:g}] for {classes} classes, got {smoothing}")
     if validation is not None:
         check_labels(validation[1], len(validation[0]), classes, "validation labels")
     batches = images.shape[0] // batch_size

@@ -315,8 +315,8 @@ def test_nan_stops_with_a_message_and_keeps_the_checkpoint(examples, tmp_path):
     [
         ({"epochs": 0}, r"epochs must be .* got 0"),
         ({"batch_size": 91}, "at most the 90 images, got 91"),
-        ({"smoothing": 1.0}, r"smoothing must be at least 0 and below 1, got 1\.0"),
-        ({"smoothing": 0.7}, r"smoothing must be at most 0\.666667 for 3 classes, got 0\.7"),
+        ({"smoothing": -0.1}, r"smoothing must be in \[0, 0\.666667\] for 3 classes, got -0\.1"),
+        ({"smoothing": 0.7}, r"smoothing must be in \[0, 0\.666667\] for 3 classes, got 0\.7"),
         ({"images": np.zeros((90, *SHAPE), np.uint8)}, "float32"),
         ({"labels": np.zeros(5, np.int32)}, r"shape \(90,\)"),
         ({"validation": (np.zeros((2, *SHAPE), np.uint8), np.zeros(2, np.int32))}, "validation must be float32"),
