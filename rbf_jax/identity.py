@@ -98,7 +98,8 @@ def _held(value: Any) -> list[Any]:
     leaves = jax.tree.leaves(value)
     if not (len(leaves) == 1 and leaves[0] is value):  # a pytree, as NNX modules are
         return leaves
-    return [] if _is_library(type(value).__module__) else [vars(value)] if hasattr(value, "__dict__") else []
+    own = hasattr(value, "__dict__") and not _is_library(type(value).__module__)
+    return [vars(value)] if own else []
 
 
 def _is_library(module: str) -> bool:

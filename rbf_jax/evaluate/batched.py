@@ -31,6 +31,14 @@ from rbf_jax.identity import described, fingerprint
 from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn, as_it_is
 
 
+def indices(rows: Array | None, total: int) -> np.ndarray:
+    """The examples' indices in their data set, by default 0 to ``total - 1``; ValueError on another number of them."""
+    rows = np.arange(total) if rows is None else np.asarray(rows)
+    if rows.shape != (total,):
+        raise ValueError(f"rows must be the {total} examples' indices, got shape {rows.shape}")
+    return rows
+
+
 def _in_batches(
     function: Callable[..., Any],
     rows: Array | None,
@@ -47,9 +55,7 @@ def _in_batches(
     done. With parts every batch is kept there; ``inputs`` is what else the result depends on: functions, attacks, keys.
     """
     total = len(arrays[0])
-    rows = np.arange(total) if rows is None else np.asarray(rows)
-    if rows.shape != (total,):
-        raise ValueError(f"rows must be the {total} examples' indices, got shape {rows.shape}")
+    rows = indices(rows, total)
     check_count(batch_size, "batch_size")
     devices = parallel.count()
     # Whatever the devices, so that a run may go on with more or fewer of them.

@@ -10,7 +10,7 @@ import numpy as np
 from rbf_jax import attacks, parallel
 from rbf_jax.attacks import Composed, Iterative
 from rbf_jax.checks import check_images, check_labels, check_single_key
-from rbf_jax.evaluate.batched import run_attack, survival
+from rbf_jax.evaluate.batched import indices, run_attack, survival
 from rbf_jax.evaluate.ledger import Parts
 from rbf_jax.files import as_path
 from rbf_jax.types import Array, Attack, Key, LogitsFn, as_it_is
@@ -101,9 +101,7 @@ def run_suite(
     logits_fn = as_it_is(logits_fn)
     images, labels = np.array(images), np.asarray(labels, np.int32)
     total, names = len(images), ("clean", *suite)
-    rows = np.arange(total) if rows is None else np.asarray(rows)
-    if rows.shape != (total,):
-        raise ValueError(f"rows must be the {total} examples' indices, got shape {rows.shape}")
+    rows = indices(rows, total)
     norm_names = {name: _norm_name(name, attack) for name, attack in suite.items()}
     size = fitting_batch(logits_fn, images) if batch_size is None else batch_size
     random, judge = judge is not None, logits_fn if judge is None else as_it_is(judge)
