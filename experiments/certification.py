@@ -22,7 +22,7 @@ from experiments.evaluation import Models, drawn
 from experiments.learn import Examples
 from experiments.provenance import provenance
 from experiments.recipes import RECIPES
-from experiments.results import PAPER, check_one_weight, measured, percent, quoted_number
+from experiments.results import BETA2, PAPER, check_one_weight, measured, percent, quoted_number
 from experiments.rundir import Config, Run
 from rbf_jax import evaluate
 from rbf_jax.certify import ABSTAIN, certified_radius, certify, predicted_class
@@ -143,9 +143,9 @@ def _certify(run: Run, examples: Examples, setting: Setting, logits_fn: LogitsFn
         )
         return tuple(map(np.asarray, found))
 
-    title = f"certificates of {_title(setting.model, setting.form)}, sigma {setting.sigma:g}, {setting.samples} samples"
+    shown = f"certificates of {title(setting.model, setting.form)}, sigma {setting.sigma:g}, {setting.samples} samples"
     done = []
-    for row, image in zip(tqdm(rows.tolist(), desc=title, unit="image"), images, strict=True):
+    for row, image in zip(tqdm(rows.tolist(), desc=shown, unit="image"), images, strict=True):
         done.append(parts.kept(row, lambda row=row, image=image: one(row, image)))
     label, radius, counts = map(np.stack, zip(*done, strict=True))
     facts = provenance() | determined | {"seconds": round(parts.seconds(), 1)}
@@ -182,42 +182,48 @@ def certify_all(run: Run, examples: Examples, models: Models) -> list[Path]:
     return [run_setting(run, examples, s, models[s.model][s.form]) for s in settings(run.config)]
 
 
-def paper_number(data_set: str, setting: Setting, radius: float) -> float | None:
+def paper_number(data_set: str, setting: Setting, radius: float, beta2: float = BETA2) -> float | None:
     """The paper's certified accuracy in percent; None where it has none.
 
     Args:
         data_set: ``"mnist"`` or ``"cifar10"``; others are not in the paper.
         setting: the paper smooths the plain network, and rCNN and rCNN+ with their noise.
         radius: of the l2 ball.
+        beta2: the level of noise of the form ``"draw"``.
     """
     model = "baseline" if setting.model == "cnn" else setting.model
     row, certified = PAPER["table6_certified_l2"].get(data_set, {}), PAPER["settings"]["certify"]
     if model not in row or radius not in row["radii"] or setting.samples != certified["samples"]:
+        return None
+    if setting.form == "draw" and beta2 != BETA2:
         return None
     sigma, form = certified["tau"][data_set], "static" if model == "baseline" else "draw"
     sigma = sigma[model] if isinstance(sigma, dict) else sigma
     return row[model][row["radii"].index(radius)] if (setting.sigma, setting.form) == (sigma, form) else None
 
 
-def make_rows(records: Iterable[Certificates], data_set: str, radii: Sequence[float]) -> list[dict[str, Any]]:
+def make_rows(
+    records: Iterable[Certificates], data_set: str, radii: Sequence[float], beta2: float = BETA2
+) -> list[dict[str, Any]]:
     """One record for each setting, with its certified accuracies at radius 0 and at the given ones.
 
     Args:
         records: from `load`, at least one.
         data_set: for the paper's numbers.
         radii: of l2 balls, above 0.
+        beta2: the level of noise of the form ``"draw"``.
 
     Raises:
         ValueError: records of several weights of one model.
     """
     records = list(records)
     check_one_weight(f"{data_set} has certificates of", (record.facts for record in records), form="form")
-    rows = [_row(record, data_set, radii) for record in records]
+    rows = [_row(record, data_set, radii, beta2) for record in records]
     models, forms = list(RECIPES), list(_FORMS)
     return sorted(rows, key=lambda r: (models.index(r["model"]), forms.index(r["form"]), r["sigma"], -r["samples"]))
 
 
-def _row(record: Certificates, data_set: str, radii: Sequence[float]) -> dict[str, Any]:
+def _row(record: Certificates, data_set: str, radii: Sequence[float], beta2: float) -> dict[str, Any]:
     facts = record.facts
     setting = Setting(*(facts[name] for name in Setting._fields))
     ceiling = certified_radius(setting.samples, setting.samples, facts["alpha"], setting.sigma)
@@ -225,7 +231,7 @@ def _row(record: Certificates, data_set: str, radii: Sequence[float]) -> dict[st
     predicted = np.array([predicted_class(counts, facts["alpha"]) for counts in record.counts])
 
     def at(radius: float) -> dict[str, Any]:
-        paper = paper_number(data_set, setting, radius)
+        paper = paper_number(data_set, setting, radius, beta2)
         if radius > ceiling:
             return {"radius": radius, "accuracy": None, "wilson95": None, "paper": paper, "difference": None}
         certified = measured((right & (record.radius >= radius))[None])
@@ -247,16 +253,14 @@ def _row(record: Certificates, data_set: str, radii: Sequence[float]) -> dict[st
     }
 
 
-def table(
-    records: Iterable[Certificates], data_set: str, radii: Sequence[float]
-) -> tuple[list[str], list[dict[str, str]]]:
-    """Headings and lines: one line for each setting, the paper's numbers beside; `make_rows` has the arguments."""
-    rows = make_rows(records, data_set, radii)
+def table(rows: Iterable[dict[str, Any]]) -> tuple[list[str], list[dict[str, str]]]:
+    """Headings and lines: one line for each setting, the paper's numbers beside; the rows are of `make_rows`."""
+    rows = list(rows)
     quoted = {at["radius"] for row in rows for at in row["certified"] if at["paper"] is not None}
     lines = []
     for row in rows:
         line = {
-            "model": _title(row["model"], row["form"]),
+            "model": title(row["model"], row["form"]),
             "sigma": f"{row['sigma']:g}",
             "samples": str(row["samples"]),
             "N": str(row["N"]),
@@ -273,5 +277,6 @@ def table(
     return list(lines[0]), lines
 
 
-def _title(model: str, form: str) -> str:
+def title(model: str, form: str) -> str:
+    """What a model's form is called in the tables of certificates."""
     return f"{RECIPES[model].title}, {_FORMS[form]}" if RECIPES[model].defended else RECIPES[model].title

@@ -199,22 +199,29 @@ def comparison(data_set: str, rows: Rows) -> Table:
     return headings, lines
 
 
+def quoted_bounds(data_set: str) -> dict[float, dict[str, float]]:
+    """The paper's Table IV: its numbers by linf radius and model."""
+    paper = PAPER["table4_linf_bounds"]
+    keys = ((key.partition("/"), numbers) for key, numbers in paper["rows"].items())
+    return {
+        float(radius): dict(zip(paper["columns"], numbers, strict=True))
+        for (of_set, _, radius), numbers in keys
+        if of_set == data_set
+    }
+
+
 def bounds(data_set: str, rows: Rows) -> Table:
     """Table IV: the lowest single column at two radii."""
-    paper, headings, lines = PAPER["table4_linf_bounds"], ["linf bound"], []
+    headings, lines = ["linf bound"], []
     columns = [name for name in ("madry", *DEFENDED) if name in rows.models()]
     for name in columns:
         headings += [f"{RECIPES[name].title}, paper", f"{RECIPES[name].title}, ours"]
-    for key, numbers in paper["rows"].items():
-        of_set, _, radius = key.partition("/")
-        if of_set != data_set:
-            continue
-        line = {"linf bound": radius}
+    for radius, numbers in quoted_bounds(data_set).items():
+        line = {"linf bound": f"{radius:g}"}
         for name in columns:
-            title, lowest = RECIPES[name].title, least(rows.attacked(name, "linf", float(radius), form_of(name)))
-            number = numbers[paper["columns"].index(name)]
+            title, lowest = RECIPES[name].title, least(rows.attacked(name, "linf", radius, form_of(name)))
             ours = NOT_RUN if lowest is None else f"{text(lowest)} ({lowest['title']})"
-            line |= {f"{title}, paper": rows.quoted(lowest, number), f"{title}, ours": ours}
+            line |= {f"{title}, paper": rows.quoted(lowest, numbers[name]), f"{title}, ours": ours}
         lines.append(line)
     return headings, lines
 

@@ -61,8 +61,9 @@ def write_results(directory: Path, ledger: Sequence[Path] | None = None) -> Writ
     unions = job["config"]["attack"]["unions"]
     outcomes = [evaluate.load_outcomes(path) for path in ledger]
     rows = results.make_rows(data_set, outcomes, unions, job["config"]["beta2"])
-    certificates = [certification.load(path) for path in sorted(directory.glob("certificates/[!.]*.npz"))]
-    radii = job["config"]["certify"]["radii"]
+    records = [certification.load(path) for path in sorted(directory.glob("certificates/[!.]*.npz"))]
+    radii, beta2 = job["config"]["certify"]["radii"], job["config"]["beta2"]
+    certificates = certification.make_rows(records, data_set, radii, beta2)
     studied = {path.stem: read_json(path, _WAY_OUT) for path in sorted(directory.glob("studies/[!.]*.json"))}
     of_studies = [
         pages.Section(studies.STUDIES[name].title, studies.STUDIES[name].note, studies.table(name, record))
@@ -70,17 +71,16 @@ def write_results(directory: Path, ledger: Sequence[Path] | None = None) -> Writ
     ]
     more = list(of_studies)
     if certificates:
-        table = certification.table(certificates, data_set, radii)
+        table = certification.table(certificates)
         more.insert(0, pages.Section("Table VI: Certified accuracy", certification.NOTE, table))
     found = pages.sections(job, recipes, rows, more)
-    certified = certification.make_rows(certificates, data_set, radii)
-    record = job | {"models": recipes, "rows": rows, "certificates": certified, "studies": studied}
+    record = job | {"models": recipes, "rows": rows, "certificates": certificates, "studies": studied}
     _write(directory / "results.json", json.dumps(record, indent=1) + "\n")
     drawn = directory / "figures" / "figures.json"
     figures = read_json(drawn, _WAY_OUT) if drawn.exists() else []
     _write(directory / "README.md", pages.page(job, found, rows, figures))
     if data_set in results.PAPER["settings"]["linf_eps"]:
-        _write(directory / "VERDICT.md", verdict.page(job, rows, outcomes, of_studies))
+        _write(directory / "VERDICT.md", verdict.page(job, rows, outcomes, certificates, of_studies))
     return Written(found, pages.note(job["config"]), pages.origin(job, rows))
 
 

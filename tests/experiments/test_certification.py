@@ -293,7 +293,7 @@ def test_prediction_is_from_the_same_counts():
     (row,) = certification.make_rows([record(BASELINE, **FIVE, counts=counts, alpha=0.003)], "mnist", ())
     low, high = (round(100 * end, 2) for end in wilson_interval(2, 5))
     assert row["prediction"] == {"N": 5, "accuracy": 40.0, "wilson95": [low, high], "abstained": 20.0}
-    (line,) = certification.table([record(BASELINE, **FIVE, counts=counts, alpha=0.003)], "mnist", ())[1]
+    (line,) = certification.table([row])[1]
     assert (line["PREDICT"], line["PREDICT abstained"]) == (f"40.0 ({low:.1f}-{high:.1f})", "20.0")
 
 
@@ -304,7 +304,7 @@ def test_table():
         record(Setting("rcnn", "static", 0.2, 50_000, 2), [1, 0], [0.6, 0.6], truth=[1, 0]),
         record(BASELINE, **FIVE),
     ]
-    headings, lines = certification.table(iter(records), "mnist", (0.7, 1.0))
+    headings, lines = certification.table(certification.make_rows(iter(records), "mnist", (0.7, 1.0)))
     assert headings == [
         *("model", "sigma", "samples", "N", "radius 0", "radius 0.7", "paper's 0.7", "radius 1", "paper's 1"),
         *("abstained", "mean radius", "ceiling", "PREDICT", "PREDICT abstained"),
@@ -326,7 +326,7 @@ def test_table():
     assert (fewer["ceiling"], fewer["mean radius"], fewer["abstained"]) == ("0.640", "0.630", "0.0")
     assert (static["radius 0"][:5], static["radius 0.7"][:3]) == ("100.0", "0.0")
     assert (static["paper's 0.7"], drawn["paper's 0.7"]) == ("not in the paper", "85.3 (+14.7)")
-    (of_quickstart, _) = certification.table(records, "quickstart", (0.7,))
+    (of_quickstart, _) = certification.table(certification.make_rows(records, "quickstart", (0.7,)))
     assert not [heading for heading in of_quickstart if "paper" in heading]
 
 
@@ -353,7 +353,13 @@ def test_the_papers_number(data_set, setting, radius, number):
     assert certification.paper_number(data_set, Setting(*setting), radius) == number
 
 
+def test_the_papers_numbers_of_noisy_models_are_of_its_level_of_noise():
+    records = [record(BASELINE, **FIVE), record(Setting("rcnn", "draw", 0.2, 50_000, 2), [1, 1], [0.71, 0.71])]
+    cnn, rcnn = certification.make_rows(records, "mnist", (0.7,), beta2=1.0)
+    assert (cnn["certified"][1]["paper"], rcnn["certified"][1]["paper"]) == (84.4, None)
+
+
 def test_two_weights_of_one_model_do_not_mix():
     records = [record(BASELINE, [1], [0.5]), record(BASELINE._replace(sigma=0.3), [1], [0.5], weights="other")]
     with pytest.raises(ValueError, match="several weights of one model"):
-        certification.table(records, "mnist", (0.5,))
+        certification.make_rows(records, "mnist", (0.5,))

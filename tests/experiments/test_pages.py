@@ -231,12 +231,37 @@ def test_the_verdict_counts_points_and_sorts_the_papers_numbers(job, tmp_path, m
     worth = line(verdict.worth("mnist", found), "rCNN")
     assert worth["linf 0.3"] == "12.0 (11.0-13.0), N=100, 2 attacks"
     assert worth["all three"].startswith("8.0")
-    (_, near), (_, far) = verdict.held(found)
+    (_, near), (_, far) = verdict.held("mnist", found)
     assert [each["attack"] for each in near] == ["FGSM"]
     assert [(each["attack"], each["difference"]) for each in far] == [("PGD", "-58.3")]
-    assert "It is broken." not in verdict.page(job, rows, [], [])
+    assert "It is broken." not in verdict.page(job, rows, [], [], [])
     written.write_text("It is broken.\n")
-    title, _, origin, said, heading = verdict.page(job, rows, [], []).split("\n\n")[:5]
+    title, _, origin, said, heading = verdict.page(job, rows, [], [], []).split("\n\n")[:5]
     assert (title, said) == ("# RBF-CNN on MNIST: the verdict", "It is broken.")
     assert origin.startswith("Profile cpu, seed 0, commit ")
     assert heading.startswith("## What is left")
+
+
+def test_table_4_and_the_certificates_are_among_the_papers_numbers():
+    rows = [
+        row("rcnn", "pgd", 14.0, epsilon=0.35),
+        row("rcnn", "bpda_eot", 12.0, epsilon=0.35),
+        row("rcnn_plus", "pgd", 30.0, epsilon=0.35),
+        # Within the budget Table IV repeats Table I; Madry's number is of PGD, and beside PGD already.
+        row("rcnn", "pgd", 1.0),
+        row("madry", "apgd", 1.0, epsilon=0.35, form="static"),
+    ]
+    certified = {"accuracy": 90.0, "wilson95": [85.0, 93.0], "N": 100, "paper": 92.7, "difference": -2.7}
+    certified["radius"] = 0.5
+    above = {"radius": 1.0, "accuracy": None, "wilson95": None, "paper": 0.0, "difference": None}
+    absent = certified | {"radius": 0.0, "paper": None, "difference": None}
+    record = {"model": "cnn", "form": "static", "sigma": 0.2, "certified": [absent, certified, above]}
+    (_, near), (_, far) = verdict.held("mnist", Rows(rows), [record])
+    assert [tuple(each.values()) for each in near] == [
+        ("CNN", "certificates, sigma 0.2", "l2 0.5", "92.7", "90.0 (85.0-93.0), N=100", "-2.7"),
+        ("rCNN", "lowest attack (BPDA_EOT)", "linf 0.35", "10.5", "12.0 (11.0-13.0), N=100", "+1.5"),
+    ]
+    assert [tuple(each.values())[:4] for each in far] == [("rCNN+", "lowest attack (PGD)", "linf 0.35", "75.8")]
+    # The paper's noise is another.
+    (_, near), (_, far) = verdict.held("mnist", Rows(rows, beta2=1.0))
+    assert near == far == []
