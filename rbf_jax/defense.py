@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from rbf_jax.checks import check_choice, check_count, check_key, check_not_negative
 from rbf_jax.rbf import CONSTANTS, RBFFilters, check_filters
 from rbf_jax.reconstruction import NOISES, SCALES, bpda, check_beta1, reconstruct, sample_reconstruction
-from rbf_jax.types import Array, Key, LogitsFn, as_partial
+from rbf_jax.types import Array, Key, LogitsFn, as_partial, one_for_each
 
 
 class Defense(NamedTuple):
@@ -72,7 +72,7 @@ def _bpda(settings, filters, logits_fn, beta1, beta2, key, images):
 def _predict(settings, filters, logits_fn, beta1, beta2, key, images):
     noise_key, model_key = _split(key)
     sampled = _sample(settings, filters, beta1, beta2, noise_key, images, draws=settings.draws)
-    model_keys = model_key if model_key.shape else jax.random.split(model_key, images.shape[0])
+    model_keys = one_for_each(model_key, images.shape[0])
     keys = jax.vmap(lambda key: jax.random.split(key, settings.draws))(model_keys)
     logits = logits_fn(keys.swapaxes(0, 1).reshape(-1), sampled.reshape(-1, *images.shape[1:]))
     # In half precision many means would tie.

@@ -27,7 +27,7 @@ from rbf_jax.checks import (
 )
 from rbf_jax.patches import extract_patches, stitch_patches
 from rbf_jax.rbf import VARIANCE_FLOOR, RBFFilters, check_filters, match_scores, ratio, tile_images
-from rbf_jax.types import Array, Key
+from rbf_jax.types import Array, Key, one_for_each
 
 NOISES = ("per_run", "per_patch")
 SCALES = ("variance", "sigma", "sqrt_sigma")
@@ -272,8 +272,7 @@ def sample_reconstruction(
         )
 
     if noise == "per_patch":
-        keys = key if key.shape else jax.random.split(key, images.shape[0])
-        result = _map_tiles(rebuild_per_patch, filters, images, keys)
+        result = _map_tiles(rebuild_per_patch, filters, images, one_for_each(key, images.shape[0]))
     elif key.shape:
         result = _map_tiles(rebuild_own_run, filters, images, key)
     else:

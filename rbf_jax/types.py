@@ -50,6 +50,11 @@ def as_it_is(function: LogitsFn) -> Partial:
     return found if found is function else Partial(lambda key, images: function(key, images))
 
 
+def one_for_each(keys: Key, count: int) -> Key:
+    """Keys of so many examples: as they are given, or split from a single one."""
+    return keys if keys.shape else jax.random.split(keys, count)
+
+
 class Norm(NamedTuple):
     """The geometry of one threat model; each function treats every example of a batch by itself.
 

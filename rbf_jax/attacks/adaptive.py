@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jax.tree_util import Partial
 
 from rbf_jax.attacks.driver import Composed, Iterative, is_misled
-from rbf_jax.attacks.gradients import RESULT, fold_in, logits_at, one_for_each
+from rbf_jax.attacks.gradients import RESULT, fold_in, logits_at
 from rbf_jax.checks import check_key, check_single_key
-from rbf_jax.types import Array, AttackResult, Key, LogitsFn, as_partial
+from rbf_jax.types import Array, AttackResult, Key, LogitsFn, as_partial, one_for_each
 
 
 def _straight_through(front: LogitsFn, logits_fn: LogitsFn, key: Key, images: Array) -> Array:

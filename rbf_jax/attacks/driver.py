@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rbf_jax.attacks.gradients import RESULT, Look, fold_in, logits_at, one_for_each
+from rbf_jax.attacks.gradients import RESULT, Look, fold_in, logits_at
 from rbf_jax.attacks.norms import per_example
 from rbf_jax.checks import check_budget, check_images, check_key, check_labels, check_not_negative
-from rbf_jax.types import Array, AttackResult, Key, LogitsFn, Norm
+from rbf_jax.types import Array, AttackResult, Key, LogitsFn, Norm, one_for_each
 
 
 class Problem(NamedTuple):

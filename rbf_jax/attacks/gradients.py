@@ -18,11 +18,6 @@ def fold_in(keys: Key, number: Array | int) -> Key:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, number)
 
 
-def one_for_each(keys: Key, count: int) -> Key:
-    """Keys of so many examples: as they are given, or split from a single one."""
-    return keys if keys.shape else jax.random.split(keys, count)
-
-
 RESULT = 2**31 - 1
 """Folded into the keys where a result is looked at once more: no step of an attack has this number."""
 
