@@ -93,8 +93,10 @@ def _steps_done(run: Run, name: str) -> int:
 
 def _crafted(run: Run, cell: Cell) -> float:
     """Share of a cell's images that are crafted; of a suite nothing is known before its end."""
-    batches = len(list(evaluation.crafted_in(run, cell).glob("[0-9]*.npz")))
-    return min(1.0, batches * run.config.attack.batch_size / cell.examples)
+    # A file is called by its first image. Where images leave, it holds several batches.
+    starts = sorted(int(path.stem) for path in evaluation.crafted_in(run, cell).glob("[0-9]*.npz"))
+    size = starts[1] if len(starts) > 1 else run.config.attack.batch_size
+    return min(1.0, len(starts) * size / cell.examples)
 
 
 def attacking(run: Run, speed: Speeds) -> list[Stage]:

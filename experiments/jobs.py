@@ -36,6 +36,8 @@ PROCESSES = flags.DEFINE_integer("processes", None, "how many processes there ar
 JOIN = flags.DEFINE_integer("join_seconds", 300, "how long to wait for the others to start")
 PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0; likewise")
 PUBLISH = flags.DEFINE_bool("publish", False, "also copy what was found into results/ of the checkout")
+SHOWN = (CONFIG, WORKDIR, DATA_DIR, FILTERS, DISTRIBUTED, COORDINATOR, PROCESSES, JOIN, PROCESS, PUBLISH)
+"""What --help shows."""
 
 
 def run_directory(name: str) -> Path:
@@ -82,8 +84,9 @@ def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> No
         for path in directory.glob("figures/*.png"):
             path.unlink()
     for path in files:
+        content = (run.directory / path).read_bytes()
         with replacing(directory / path) as temporary:
-            temporary.write_bytes((run.directory / path).read_bytes())
+            temporary.write_bytes(content)
     if (directory / "job.json").exists():
         tables.write_results(directory)
 
@@ -114,8 +117,9 @@ def publish_contest(name: str, settings: dict[str, Any], folder: Path) -> None:
         return
     target = ROOT / "results" / name
     for path in sorted(folder.glob("[!.]*.npz")):
+        content = path.read_bytes()
         with replacing(target / "ledger" / path.name) as temporary:
-            temporary.write_bytes(path.read_bytes())
+            temporary.write_bytes(content)
     with replacing(target / "settings.json") as temporary:
         temporary.write_text(json.dumps(settings, indent=1) + "\n")
     tables.main()
@@ -217,4 +221,20 @@ def main(job: Callable[[], None], needs: str = "config", computes: bool = True) 
             sys.exit(2)
 
     flags.mark_flag_as_required(needs)
-    app.run(guarded)
+    for flag in SHOWN:
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(words: list[str]) -> list[str]:
+    """The arguments that are no flags; what is wrong with one is one message and exit code 2."""
+    try:
+        return flags.FLAGS(words)
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+        reason: Any = error
+        while isinstance(reason, BaseException) and reason.args:  # ml_collections wraps one in the other
+            reason = reason.args[0]
+        lines = str(reason).strip().splitlines()
+        said = lines[-1] if any("Traceback" in line for line in lines) else " ".join(lines)
+        print(f"{Path(sys.argv[0]).stem}: {said} (--help shows the flags)", file=sys.stderr)
+        sys.exit(2)

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.tree_util import Partial
 
 from experiments.provenance import provenance
-from experiments.recipes import RECIPES, front_end, kmeans_filters
+from experiments.recipes import RECIPES, front_end, kmeans_filters, optimizer
 from experiments.rundir import Config, Run
 from rbf_jax import PRESETS, attacks, data, defend, em, evaluate, models, rbf, train
 from rbf_jax.data import Split
-from rbf_jax.files import read_npz, replacing, write_npz
+from rbf_jax.files import check_facts, read_npz, replacing, write_npz
 from rbf_jax.models.classifier import Variables
 from rbf_jax.rbf import RBFFilters
 from rbf_jax.types import Array, Key, LogitsFn
@@ -144,22 +145,27 @@ def _keep_snapshot(run: Run, name: str, epoch: int, variables: Variables) -> Non
 def train_model(run: Run, examples: Data, name: str) -> Variables:
     """A trained network, from its file of weights if it is finished; beside that lies the recipe, with its hash."""
     path, filters = weights_path(run, name), filters_of(run, examples, name)
-    made_of = {
-        "filters": evaluate.fingerprint(filters) if filters else None,
-        "epochs": epochs(run.config, name),
-    }
+    made_of = _made_of(run, filters, name)
     if not path.exists():
         variables, record = _train(run, examples, filters, name)
-        train.save_weights(path, variables, record | made_of)
+        if jax.process_index() == 0:  # each says its own seconds
+            train.save_weights(path, variables, record | made_of)
+        multihost_utils.sync_global_devices(f"weights of {name}")
     variables, record = train.load_weights(path)
     for what, value in made_of.items():
         if record.get(what) != value:
             wrong = f"its {what} differ from those asked for ({record.get(what)!r}, not {value!r})"
             raise ValueError(f"{path} is of another training: {wrong}. Remove it to train the model again")
-    record["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    with replacing(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    if jax.process_index() == 0:
+        record["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        with replacing(path.with_suffix(".json")) as temporary:
+            temporary.write_text(json.dumps(record, indent=1) + "\n")
     return variables
+
+
+def _made_of(run: Run, filters: RBFFilters | None, name: str) -> dict[str, Any]:
+    """What of a training the run directory does not determine."""
+    return {"filters": evaluate.fingerprint(filters) if filters else None, "epochs": epochs(run.config, name)}
 
 
 def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> tuple[Variables, dict[str, Any]]:
@@ -170,12 +176,15 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
     batches = len(labels) // config.train.batch_size
     if config.train.shift and not config.train.flips:
         raise ValueError(f"config.train.shift must be 0 without config.train.flips, got {config.train.shift}")
+    if any(epoch < 1 for epoch in config.get("snapshots", {}).get(name, ())):
+        raise ValueError(f"config.snapshots.{name} must be epochs from 1, got {config.snapshots[name]}")
     if recipe.adversarial:
         # Attacked through the front end of the test, which is the one that attacks will meet.
         network = network if front is None else models.behind(front, network)
         settings = config.adversarial
         attack = attacks.pgd(attacks.Linf, epsilon=settings.epsilon, steps=settings.steps, step_size=settings.step_size)
-        epsilon = optax.linear_schedule(0.0, settings.epsilon, settings.ramp_epochs * batches)
+        if settings.ramp_epochs:  # optax takes 0 steps for no rise at all
+            epsilon = optax.linear_schedule(0.0, settings.epsilon, settings.ramp_epochs * batches)
         front = None
     elif front is not None:
         validation = rebuilt(front, validation)
@@ -226,7 +235,7 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
         "recipe": recipe._asdict(),
         "config": config.to_dict(),
         "history": {key: [round(float(x), 4) for x in values] for key, values in history._asdict().items()},
-        "seconds an epoch": round(float(np.median(seconds)), 1),
+        "seconds an epoch": round(float(np.median(seconds)), 1) if seconds else None,
     }
     return variables, record
 
@@ -241,7 +250,7 @@ def noise_bank(
 ) -> Array:
     """Adversarial noises of training images, made once by the model of the epoch in which they are first needed."""
     folder, config = run.directory / "models", run.config
-    path = folder / f"{name}-bank.npz"
+    path, made_of = folder / f"{name}-bank.npz", _made_of(run, filters, name)
     way_out = f"Remove {run.directory / 'checkpoints' / name} and {folder / name}-bank* to train the model again"
     if not path.exists():
         if not make:
@@ -259,25 +268,11 @@ def noise_bank(
             parts=evaluate.Parts(folder / f"{name}-bank", {"noise": config.noise.to_dict()}),
             progress=f"noise bank of {name}",
         )
-        write_npz(path, {"noise": result.images - images})
+        write_npz(path, {"noise": result.images - images, "facts": np.array(json.dumps(made_of))})
         run.log({"stage": "bank", "model": name, "count": count, "seconds": round(time.perf_counter() - began, 1)})
-    return jnp.asarray(read_npz(path, "a noise bank", way_out)["noise"])
-
-
-def optimizer(config: Config, batches: int, epochs: int) -> optax.GradientTransformation:
-    """The optimizer that ``config.train`` names, with its schedule over so many epochs of so many batches."""
-    recipe = config.train
-    if recipe.schedule == "cosine":
-        steps = epochs * batches
-        rate = optax.warmup_cosine_decay_schedule(0, recipe.learning_rate, int(recipe.warm_up * steps), steps)
-    else:
-        rate = optax.exponential_decay(recipe.learning_rate, recipe.halve_every * batches, 0.5, staircase=True)
-    if recipe.optimizer == "adam":
-        return optax.adam(rate)
-    # Neither biases nor batch norm decay.
-    kernels = functools.partial(jax.tree.map, lambda parameter: parameter.ndim > 1)
-    decay = optax.add_decayed_weights(recipe.weight_decay, mask=kernels)
-    return optax.chain(decay, optax.sgd(rate, 0.9, nesterov=True))
+    stored = read_npz(path, "a noise bank", way_out)
+    check_facts(f"{path} is of another training", json.loads(str(stored.get("facts", "{}"))), made_of, way_out)
+    return jnp.asarray(stored["noise"])
 
 
 def forms(config: Config, filters: RBFFilters | None, name: str, variables: Variables) -> dict[str, LogitsFn]:

@@ -102,7 +102,7 @@ def trained(recipes: dict[str, dict[str, Any]]) -> Table:
             RECIPES[name].title,
             str(len(history["loss"])),
             str(steps),
-            str(recipe["seconds an epoch"]),
+            "–" if recipe["seconds an epoch"] is None else str(recipe["seconds an epoch"]),
             f"{100 * history['accuracy'][-1]:.2f}",
             f"{100 * history['validation'][-1]:.2f}",
         )

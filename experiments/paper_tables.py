@@ -154,7 +154,7 @@ def training_time(data_set: str, recipes: dict[str, dict[str, Any]], log: dict[s
     ]
     lines, absent = [], "not in the paper"
     for name in ("madry", "rcnn_at", "cnn", "cnn_plus", *DEFENDED):
-        if name not in recipes:
+        if name not in recipes or recipes[name]["seconds an epoch"] is None:
             continue
         record, recipe, config = recipes[name], RECIPES[name], recipes[name]["config"]
         count, seconds = len(record["history"]["loss"]), record["seconds an epoch"]

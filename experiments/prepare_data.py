@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from rbf_jax.data import default_data_dir, download, is_prepared, prepare
+from rbf_jax.files import as_path
 
 # Measured on two CPU cores.
 _DOWNLOAD = {"mnist": "11 MB", "cifar10": "170 MB"}
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _prepare(name: str, raw: Path | None, data_dir: str | None) -> None:
-    place = data_dir or default_data_dir()
+    place = as_path(data_dir or default_data_dir())
     if is_prepared(name, data_dir):
         print(f"{name}: already prepared and complete in {place}, nothing to do")
         return
@@ -47,7 +48,7 @@ def _prepare(name: str, raw: Path | None, data_dir: str | None) -> None:
     then = f"check it and write it to {place}: about {_SECONDS[name]} s"
     print(f"{name}: will {first}, then {then}{'' if raw else ' after the download'}", flush=True)
     if raw is None:
-        raw = Path(place) / "downloads" / "rbf_jax"
+        raw = place / "downloads" / "rbf_jax"
         download(name, raw)
     prepare(name, raw, data_dir)
     print(f"{name}: prepared in {place}")

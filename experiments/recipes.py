@@ -1,15 +1,19 @@
-"""The models of the tables: what stands before the network, and what it is trained on."""
+"""The models of the tables: what stands before the network, what it is trained on, and by which optimizer."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.tree_util import Partial
 from scipy.cluster.vq import kmeans2, vq
 
+from experiments.rundir import Config
 from rbf_jax import PRESETS, reconstruct
+from rbf_jax.checks import check_choice
 from rbf_jax.patches import extract_patches
 from rbf_jax.rbf import RBFFilters
 from rbf_jax.types import Array
@@ -136,3 +140,22 @@ def kmeans_filters(images: Array, count: int, seed: int, patches: int = 200_000)
     variances = np.bincount(nearest, np.square(distances), count) / np.maximum(totals, 1)
     means = centres.reshape(count, 3, 3, -1)
     return RBFFilters(jnp.asarray(means, jnp.float32), jnp.asarray(variances, jnp.float32))
+
+
+def optimizer(config: Config, batches: int, epochs: int) -> optax.GradientTransformation:
+    """The optimizer that ``config.train`` names, with its schedule over so many epochs of so many batches."""
+    recipe, decay = config.train, config.train.get("weight_decay", 0.0)
+    check_choice(recipe.schedule, "config.train.schedule", ("cosine", "halving"))
+    check_choice(recipe.optimizer, "config.train.optimizer", ("adam", "sgd"))
+    if recipe.schedule == "cosine":
+        steps = epochs * batches
+        rate = optax.warmup_cosine_decay_schedule(0, recipe.learning_rate, int(recipe.warm_up * steps), steps)
+    else:
+        rate = optax.exponential_decay(recipe.learning_rate, recipe.halve_every * batches, 0.5, staircase=True)
+    if recipe.optimizer == "adam":
+        if decay:
+            raise ValueError(f"config.train.weight_decay must be 0 with adam, got {decay}")
+        return optax.adam(rate)
+    # Neither biases nor batch norm decay.
+    kernels = functools.partial(jax.tree.map, lambda parameter: parameter.ndim > 1)
+    return optax.chain(optax.add_decayed_weights(decay, mask=kernels), optax.sgd(rate, 0.9, nesterov=True))

@@ -109,11 +109,11 @@ def stages() -> dict[str, Stage]:
         # From the image itself it meets the board's figure; from a random start, in PyTorch too, it leaves more.
         "PGD-40": Stage(_pgd(40, random_start=False), 10_000, alone=True),
         "PGD-40 from a random start": Stage(_pgd(40), 3_000, alone=True),
-        "APGD-CE": Stage(standard["apgd-ce"], 3_000),
+        "APGD-CE": Stage(standard["apgd-ce-linf"], 3_000),
         "PGD-1000": Stage(_pgd(1000), 1_200, alone=True),
-        "APGD-T": Stage(standard["apgd-t"], 1_000),
+        "APGD-T": Stage(standard["apgd-t-linf"], 1_000),
         "Square, 20,000 queries": Stage(attacks.square(attacks.Linf, epsilon=EPSILON, queries=20_000), 300),
-        "FAB-T": Stage(standard["fab-t"], 300),
+        "FAB-T": Stage(standard["fab-t-linf"], 300),
         "APGD-T, 4 more starts": Stage(attacks.apgd_t(attacks.Linf, epsilon=EPSILON, restarts=4), 200),
     }
 

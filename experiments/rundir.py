@@ -31,9 +31,9 @@ class Run(NamedTuple):
         append_line(self.directory / "log.jsonl", line)
 
     def records(self) -> list[dict[str, Any]]:
-        """The lines of ``log.jsonl``; one that a kill cut short is left out."""
-        found = []
-        for line in (self.directory / "log.jsonl").read_text().splitlines():
+        """The lines of ``log.jsonl``, none where it is missing; one that a kill cut short is left out."""
+        path, found = self.directory / "log.jsonl", []
+        for line in path.read_text().splitlines() if path.exists() else ():
             with contextlib.suppress(json.JSONDecodeError):
                 found.append(json.loads(line))
         return found

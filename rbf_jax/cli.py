@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax
 
-from rbf_jax import parallel
+from rbf_jax import parallel, process
 from rbf_jax.commands import COMMANDS, NORMS, SETS
 from rbf_jax.reconstruction import PRESETS
 
@@ -65,6 +65,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--preset", choices=PRESETS, default="code", help="the reading of beta1 (%(default)s)")
     made.add_argument("--epochs", type=_positive, default=3, help="passes over the images (%(default)s)")
     made.add_argument("--batch-size", type=_positive, default=128, help="images in a step (%(default)s)")
+    made.add_argument(
+        "--smoothing", type=float, default=0.1, help="of the labels, as the released code has it; 0: none (%(default)s)"
+    )
     made.add_argument("--seed", type=int, default=0, help="of all that is drawn (%(default)s)")
     made.add_argument("--out", required=True, help="the file to write, .npz; a stopped training goes on from beside it")
 
@@ -96,6 +99,8 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> int:
     """Runs a command; 0 where it ended well, 2 with one message where the user can mend what is wrong."""
     arguments = parser().parse_args(words)
+    if words is None:
+        process.ensure()
     try:
         with jax.set_mesh(parallel.mesh()) if jax.device_count() > 1 else contextlib.nullcontext():
             COMMANDS[arguments.command](arguments)

@@ -121,6 +121,7 @@ def train_model(arguments: argparse.Namespace) -> None:
         optimizer=optax.adam(optax.cosine_decay_schedule(1e-3, steps)),
         epochs=arguments.epochs,
         batch_size=arguments.batch_size,
+        smoothing=arguments.smoothing,
         checkpoints=checkpoints,
     )
     recipe = {
@@ -130,6 +131,7 @@ def train_model(arguments: argparse.Namespace) -> None:
         "filters": None if filters is None else [np.asarray(part).tolist() for part in filters],
         "preset": arguments.preset,
         "epochs": arguments.epochs,
+        "smoothing": arguments.smoothing,
         "seed": arguments.seed,
         "seconds": round(time.perf_counter() - seconds),
     }

@@ -79,7 +79,7 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def append_line(path: str | os.PathLike[str], line: str) -> None:
-    """Adds a line to a text file, which is made where it is missing.
+    """Adds a line to a text file, which is made where it is missing; ends first a line that was cut short.
 
     Raises:
         OSError: the file cannot be written.
@@ -91,8 +91,10 @@ def append_line(path: str | os.PathLike[str], line: str) -> None:
             temporary.write_text(before + line + "\n")
         return
     try:
-        with path.open("a") as file:
-            file.write(line + "\n")
+        with path.open("ab+") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+            begin = b"" if file.read() in (b"", b"\n") else b"\n"
+            file.write(begin + line.encode() + b"\n")
     except OSError as error:
         raise OSError(error.errno, f"cannot write {path} ({error.strerror}): make room there") from error
 

@@ -13,7 +13,7 @@ EOT_DRAWS = 20
 
 
 def autoattack(version: str, norm: Norm, *, epsilon: float, classes: int = 10) -> dict[str, Iterative]:
-    """The attacks of AutoAttack by name, in their order, for `evaluate.run_suite`.
+    """The attacks of AutoAttack by name, ``"apgd-ce-linf"``, in their order, for `evaluate.run_suite`.
 
     - ``"standard"``: APGD-CE, APGD-T, FAB-T (9 targets each), Square (5,000 queries); for deterministic models. In l1
       APGD-CE restarts five times and APGD-T has five targets.
@@ -31,7 +31,8 @@ def autoattack(version: str, norm: Norm, *, epsilon: float, classes: int = 10) -
         the attack saw.
 
     Raises:
-        ValueError: an unknown version, or fewer than 4 classes (3 for ``"rand"``), for which the loss is not defined.
+        ValueError: an unknown version, or fewer than 4 classes (3 for ``"rand"``), for which the loss is not defined:
+            there `apgd` and `apgd_t` take ``loss=margin``.
 
     Reference: Croce and Hein, ICML 2020; for l1 ICML 2021.
     """
@@ -39,26 +40,25 @@ def autoattack(version: str, norm: Norm, *, epsilon: float, classes: int = 10) -
     check_choice(version, "version", ("standard", "rand", "plus"))
     check_count(classes, "classes", 3 if version == "rand" else 4)
     targets = min(classes - 1, 5 if norm.name == "l1" and version == "standard" else 9)
-    if version == "rand":
-        return {
-            "apgd-ce": apgd(norm, epsilon=epsilon, gradient=eot(EOT_DRAWS)),
-            "apgd-dlr": apgd(norm, epsilon=epsilon, loss=dlr, gradient=eot(EOT_DRAWS)),
-        }
     targeted = {
         "apgd-t": apgd_t(norm, epsilon=epsilon, classes=targets),
         "fab-t": fab_t(norm, epsilon=epsilon, classes=min(classes - 1, 9)),
     }
-    if version == "standard":
-        restarts = 5 if norm.name == "l1" else 1
-        return {
-            "apgd-ce": apgd(norm, epsilon=epsilon, restarts=restarts),
-            **targeted,
-            "square": square(norm, epsilon=epsilon, queries=5000, horizon=10_000),
+    queries = {"square": square(norm, epsilon=epsilon, queries=5000, horizon=10_000)}
+    if version == "rand":
+        parts = {
+            "apgd-ce": apgd(norm, epsilon=epsilon, gradient=eot(EOT_DRAWS)),
+            "apgd-dlr": apgd(norm, epsilon=epsilon, loss=dlr, gradient=eot(EOT_DRAWS)),
         }
-    return {
-        "apgd-ce": apgd(norm, epsilon=epsilon, restarts=5),
-        "apgd-dlr": apgd(norm, epsilon=epsilon, restarts=5, loss=dlr),
-        "fab": fab(norm, epsilon=epsilon, restarts=5),
-        "square": square(norm, epsilon=epsilon, queries=5000, horizon=10_000),
-        **targeted,
-    }
+    elif version == "standard":
+        parts = {"apgd-ce": apgd(norm, epsilon=epsilon, restarts=5 if norm.name == "l1" else 1), **targeted, **queries}
+    else:
+        parts = {
+            "apgd-ce": apgd(norm, epsilon=epsilon, restarts=5),
+            "apgd-dlr": apgd(norm, epsilon=epsilon, restarts=5, loss=dlr),
+            "fab": fab(norm, epsilon=epsilon, restarts=5),
+            **queries,
+            **targeted,
+        }
+    # By norm, so that suites of several can be joined.
+    return {f"{name}-{norm.name}": attack for name, attack in parts.items()}

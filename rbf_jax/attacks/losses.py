@@ -92,7 +92,9 @@ def likely_classes(logits: Array, labels: Array, count: int) -> Array:
     Raises:
         ValueError: the model has not so many.
     """
-    if logits.shape[-1] <= count:
-        raise ValueError(f"classes must be below the model's {logits.shape[-1]}, got {count}")
+    classes = logits.shape[-1]
+    if classes <= count:
+        told = f"apgd_t(classes={classes - 1}), autoattack(classes={classes})"
+        raise ValueError(f"classes must be below the model's {classes}, got {count}: name them, as {told}")
     own = labels[:, None] == jnp.arange(logits.shape[-1])
     return jax.lax.top_k(jnp.where(own, -jnp.inf, logits), count)[1].astype(jnp.int32)

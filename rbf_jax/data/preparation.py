@@ -17,6 +17,7 @@ import numpy as np
 
 from rbf_jax.data.official import OfficialSet, lookup
 from rbf_jax.data.prepared import Split, is_prepared, make_command
+from rbf_jax.files import as_path
 
 __all__ = ["prepare"]
 
@@ -90,7 +91,7 @@ def _builder(name: str, arrays: dict[str, Split], data_dir: str | Path | None) -
                 yield i, example
 
     FromArrays.name = registered.name  # after the class body, which sets it from the class name
-    return FromArrays(data_dir=data_dir, file_format="array_record")
+    return FromArrays(data_dir=None if data_dir is None else as_path(data_dir), file_format="array_record")
 
 
 def _read_raw(name: str, raw_dir: Path, data_dir: str | Path | None) -> dict[str, Split]:

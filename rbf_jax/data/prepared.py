@@ -1,6 +1,7 @@
 """Reading prepared data: tensorflow-datasets' array_record files to NumPy, without TensorFlow."""
 
 import io
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ def as_float(images: np.ndarray) -> np.ndarray:
 
 def make_command(data_dir: str | Path | None, raw: bool = False) -> str:
     """Returns the shell command that prepares data into `data_dir`, for error messages."""
-    place = "" if data_dir is None else f" DATA_DIR={data_dir}"
+    place = "" if data_dir is None else f" DATA_DIR={shlex.quote(str(data_dir))}"
     return f"make data{place}" + (" RAW=<folder with the official files>" if raw else "")
 
 
@@ -100,8 +101,9 @@ def default_data_dir() -> Path:
 def _open(name: str, data_dir: str | Path | None) -> Any:
     """Returns the builder of a complete data set, None where there is nothing; raises where there is something else."""
     facts = lookup(name)
-    if data_dir is not None and is_remote(data_dir):
-        data_dir = _copied(name, as_path(data_dir))
+    if data_dir is not None:
+        data_dir = as_path(data_dir)
+        data_dir = _copied(name, data_dir) if is_remote(data_dir) else data_dir
     import tensorflow_datasets as tfds
     from google.protobuf.json_format import ParseError
 

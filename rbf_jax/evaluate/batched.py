@@ -100,7 +100,13 @@ def _check(key: Key, logits_fn: LogitsFn, images: Array, **classes: Array | None
         return
     first = jax.ShapeDtypeStruct((1, *images.shape[1:]), images.dtype)
     keys = jax.eval_shape(lambda key: _fold_in(key, np.zeros(1, np.int32)), key)
-    logits = jax.eval_shape(lambda *arguments: logits_fn(*arguments), keys, first)
+    try:
+        logits = jax.eval_shape(lambda *arguments: logits_fn(*arguments), keys, first)
+    except Exception as error:
+        raise ValueError(
+            f"the model fails on keys (1,) and images {first.shape}: {error}. It is called as (key, images) -> logits, "
+            "with one key for each image; one that takes no key is wrapped: lambda key, images: model(images)"
+        ) from error
     for name, given in classes.items():
         if given is not None:
             check_logits(logits, 1)

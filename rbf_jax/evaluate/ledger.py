@@ -122,7 +122,7 @@ def load_outcomes(path: str | Path) -> Outcomes:
         FileNotFoundError: no such file.
         ValueError: the file is damaged or something else.
     """
-    way_out = "Remove it to compute it again"
+    way_out = "Name another file, or remove it where it is to be computed again"
     stored = read_npz(path, "a ledger", way_out)
     try:
         rows = np.cumsum(stored["steps"], dtype=np.int64)

@@ -10,7 +10,7 @@ import numpy as np
 from rbf_jax import attacks, parallel
 from rbf_jax.attacks import Composed, Iterative
 from rbf_jax.checks import check_images, check_labels, check_single_key
-from rbf_jax.evaluate.batched import indices, run_attack, survival
+from rbf_jax.evaluate.batched import indices, predict, run_attack, survival
 from rbf_jax.evaluate.ledger import Parts
 from rbf_jax.files import as_path
 from rbf_jax.types import Array, Attack, Key, LogitsFn, as_it_is
@@ -24,8 +24,8 @@ class SuiteResult(NamedTuple):
         norms: their norms' names, ``""`` for clean.
         survived: ``(A, N)``, the share of the selection redraws on which the example stayed right under the attack;
             NaN where the attack was left out, as the example was broken before.
-        attack: int ``(N,)``, the worst attack of each example: an index into the names, 0 where none lowered its share:
-            it survived, or was wrong from the start (``survived[0]`` is 0).
+        attack: int ``(N,)``, the worst attack of each example: an index into the names, 0 where it was wrong from the
+            start (``survived[0]`` is 0), or where no attack broke a deterministic model.
         restart: int ``(N,)``, which restart of it, or run towards one target, found the image.
         distance: ``(N,)``, of that image, in the attack's norm.
         images: ``(N, H, W, C)``, that image.
@@ -65,7 +65,8 @@ def run_suite(
 
     A deterministic model is its own judge: an example is broken as soon as one attack succeeds. A randomised one is
     judged by its prediction under fresh noise, never by what an attack saw: an attack's image is scored on selection
-    redraws, the worst attack is the one with the smallest share of right predictions (the first of equals), and its
+    redraws, the worst attack is the one with the smallest share of right predictions, the first of equals (none where
+    all raised it), and its
     image is scored once more on redraws that nothing was selected on. Logits with a NaN are never right to the judge,
     and mislead nobody to an attack: where a model overflows, nothing is searched.
 
@@ -89,7 +90,8 @@ def run_suite(
         The result; ``result.robust.mean()`` is the robust accuracy.
 
     Raises:
-        ValueError: an argument out of range, an empty suite, an attack called ``clean``, or a directory of another run.
+        ValueError: an argument out of range, an empty suite, an attack called ``clean``, a randomised model without a
+            judge, or a directory of another run.
     """
     check_single_key(key)
     check_images(images)
@@ -114,6 +116,8 @@ def run_suite(
     everything = np.arange(total)
     survived = np.full((len(names), total), np.nan)
     survived[0] = score(select_key, images, everything, selection).mean(0)
+    if not random and _draws_noise(logits_fn, images[:32]):
+        raise ValueError("logits_fn gives other logits under another key: name the judge of its noise, judge=")
     worst, restart, moved = np.zeros(total, int), np.zeros(total, int), images.copy()
     distance, passes = np.zeros(total), np.zeros((2, len(names), total), int)
     least = survived[0].copy()
@@ -132,17 +136,25 @@ def run_suite(
             leave=union and not random,
             batch_size=size,
             parts=parts,
-            progress=f"{name} ({norm_names[name]})" if progress else None,
+            progress=name if progress else None,
         )
         share = score(jax.random.fold_in(select_key, number), found.images, live, selection).mean(0)
         survived[number, live] = share
         passes[:, number, live] = found.forwards, found.backwards
-        lower = share < least[live]
+        # Right on all selection redraws is not right on all: of equals an attack's image is worse than the clean one.
+        lower = (share < least[live]) | (random & (share == least[live]) & (worst[live] == 0) & (share > 0))
         at = live[lower]
         least[at], worst[at], moved[at] = share[lower], number, found.images[lower]
         restart[at], distance[at] = found.restart[lower], found.distance[lower]
     robust = score(score_key, moved, everything, scoring)
     return SuiteResult(names, ("", *norm_names.values()), survived, worst, restart, distance, moved, robust, *passes)
+
+
+def _draws_noise(logits_fn: LogitsFn, images: np.ndarray) -> bool:
+    """Whether the logits of some images depend on the key, by more than rounding."""
+    first, second = (predict(jax.random.key(seed), logits_fn, images) for seed in (0, 1))
+    size = np.abs(np.where(np.isfinite(first), first, 0)).max()
+    return not np.allclose(first, second, rtol=0, atol=1e-3 * size, equal_nan=True)
 
 
 def _norm_name(name: str, attack: Attack) -> str:

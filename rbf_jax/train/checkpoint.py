@@ -185,7 +185,7 @@ def load_weights(path: str | Path) -> tuple[Variables, dict[str, Any]]:
         FileNotFoundError: no such file.
         ValueError: the file is damaged or something else.
     """
-    way_out = "Remove it to train the model again"
+    way_out = "Name another file, or remove it where the model is to be trained again"
     stored = read_npz(path, "a file of weights", way_out)
     if "recipe" not in stored:
         raise ValueError(f"{path} is not a file of weights: it has no recipe. {way_out}")

@@ -127,6 +127,18 @@ def test_a_moved_data_dir_is_read(name, data_dir, arrays, tmp_path):
     np.testing.assert_array_equal(load(name, "test", tmp_path / "moved").images, arrays["test"].images)
 
 
+def test_the_home_folder_is_the_one_that_is_meant(name, raw_dir, arrays, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(raw_dir)
+    assert prepare(name, raw_dir, "~/my data")
+    assert (tmp_path / "my data" / name).is_dir()
+    assert not (raw_dir / "~").exists()
+    assert is_prepared(name, "~/my data")
+    np.testing.assert_array_equal(load(name, "test", "~/my data").images, arrays["test"].images)
+    with pytest.raises(FileNotFoundError, match="`make data DATA_DIR='~/no data'`"):
+        load(name, "test", "~/no data")
+
+
 def test_as_float():
     levels = np.arange(256, dtype=np.uint8).reshape(2, 8, 8, 2)
     scaled = as_float(levels)

@@ -186,6 +186,53 @@ def _paint(level):
     return Composed(attacks.Linf, lambda models, *arguments, **options: attack(*arguments, **options), ())
 
 
+def test_a_randomised_model_needs_a_judge():
+    """Its accuracy under the one draw that an attack saw would be taken for the model's."""
+    images, labels = grey(0, 40), np.zeros(40, np.int32)
+    idle = {"idle": attacks.fgsm(attacks.Linf, epsilon=0.0)}
+    with pytest.raises(ValueError, match="logits_fn gives other logits under another key: name the judge"):
+        evaluate.run_suite(KEY, idle, Partial(_toss), images, labels)
+
+
+def test_autoattack_in_several_norms_is_the_union_of_all():
+    linf, l2 = (attacks.autoattack("standard", norm, epsilon=0.1, classes=5) for norm in (attacks.Linf, attacks.L2))
+    assert list(linf) == ["apgd-ce-linf", "apgd-t-linf", "fab-t-linf", "square-linf"]
+    assert [attack.norm.name for attack in (linf | l2).values()] == ["linf"] * 4 + ["l2"] * 4
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (lambda images: images, "takes 1 positional argument"),
+        (lambda key, images: images + jax.random.normal(key, images.shape), "single key"),
+    ],
+)
+def test_a_model_that_cannot_be_called_is_told_how_it_is(model, reason):
+    attack, images = attacks.fgsm(attacks.Linf, epsilon=0.1), grey(0, 4)
+    with pytest.raises(
+        ValueError, match=rf"model fails on keys \(1,\) and .*{reason}.*\(key, images\) -> logits, with"
+    ):
+        evaluate.run_attack(KEY, attack, model, images, np.zeros(4, np.int32))
+
+
+def test_of_equals_an_attack_s_image_is_scored_not_the_clean_one():
+    """Right nine times in ten under attack: on a third of the examples ten selection redraws do not tell."""
+
+    def nine_in_ten(key, images):
+        luck = jax.vmap(jax.random.uniform)(key)
+        right = (luck < 0.9) | (images[:, 0, 0, 0] < 1)
+        return jnp.stack([right, ~right], -1).astype(jnp.float32)
+
+    images, labels = grey(0, 400), np.zeros(400, np.int32)
+    settings: dict[str, Any] = {"judge": Partial(nine_in_ten), "redraws": (10, 20), "batch_size": 400}
+    two = {"paint": _paint(1.0), "again": _paint(1.0)}
+    result = evaluate.run_suite(KEY, two, Partial(nine_in_ten), images, labels, **settings)
+    assert np.mean(result.survived[1] == 1) > 0.25
+    assert result.robust.mean() == pytest.approx(0.9, abs=0.01)
+    assert np.all(result.attack > 0)
+    assert np.all(result.images[:, 0, 0, 0] == 1)
+
+
 def test_the_final_score_is_on_redraws_that_nothing_was_selected_on():
     """Of twenty attacks that do nothing one looks lucky on two redraws: on fresh ones half are right all the same."""
     idle = dict.fromkeys(map(str, range(20)), attacks.fgsm(attacks.Linf, epsilon=0.0))

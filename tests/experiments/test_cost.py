@@ -56,9 +56,14 @@ def test_what_is_left_of_a_stopped_run(tmp_path):
     assert left == pytest.approx(training / 4)
     (cell,) = [cell for cell in cells(config) if cell.norm]
     evaluation.crafted_in(run, cell).mkdir(parents=True)
-    for start in range(0, 60, 20):
-        (evaluation.crafted_in(run, cell) / f"{start:06d}.npz").touch()
-    after_clean, (_, left) = cost.attacking(run, speed)
-    assert after_clean == clean
     scoring = 100.0
-    assert left - scoring == pytest.approx(0.4 * (attack - scoring))
+    for start, share in ((0, 0.8), (20, 0.6), (40, 0.4)):
+        (evaluation.crafted_in(run, cell) / f"{start:06d}.npz").touch()
+        after_clean, (_, left) = cost.attacking(run, speed)
+        assert after_clean == clean
+        assert left - scoring == pytest.approx(share * (attack - scoring))
+    # Where images leave, four batches go into a file.
+    for start in (20, 40):
+        (evaluation.crafted_in(run, cell) / f"{start:06d}.npz").unlink()
+    (evaluation.crafted_in(run, cell) / "000080.npz").touch()
+    assert cost.attacking(run, speed)[1][1] == pytest.approx(scoring)

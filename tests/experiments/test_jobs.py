@@ -53,6 +53,11 @@ def test_publish_copies_and_makes_the_tables(run, tmp_path):
     ]
 
 
+def test_what_is_not_there_is_named_not_where_it_was_to_go(run):
+    with pytest.raises(FileNotFoundError, match=f"{run.directory}/ledger/absent.npz"):
+        jobs.publish(run, ("cnn",), [run.directory / "ledger" / "absent.npz", run.directory / "job.json"])
+
+
 def test_a_model_alone_leaves_the_ledger(run, tmp_path):
     results = tmp_path / "results" / "mnist-cpu"
     save_outcomes(results / "ledger" / "cnn-fgsm-linf-0.3-static.npz", outcomes("fgsm", [[1]], model="cnn"))

@@ -84,6 +84,21 @@ def test_weight_decay_spares_biases_and_batch_norm():
     assert float(updates["bias"][0]) == 0
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optimizer": "adamw"}, "config.train.optimizer must be one of 'adam', 'sgd', got 'adamw'"),
+        ({"schedule": "constant"}, "config.train.schedule must be one of 'cosine', 'halving', got 'constant'"),
+        ({"optimizer": "adam"}, "config.train.weight_decay must be 0 with adam, got 0.0005"),
+    ],
+)
+def test_optimizers_that_are_not_there_are_refused(changes, message):
+    config = cifar10.get_config("cpu")
+    config.train.update(changes)
+    with pytest.raises(ValueError, match=message):
+        learn.optimizer(config, batches=1, epochs=1)
+
+
 def test_a_model_is_trained_as_long_as_its_name_says_or_as_all():
     config = mnist.get_config("cpu")
     assert [learn.epochs(config, name) for name in ("cnn", "rcnn", "rcnn_at", "rcnn_seed1")] == [8, 8, 5, 3]
@@ -213,6 +228,12 @@ def test_a_snapshot_is_the_model_that_was_validated_after_its_epoch(run, example
     assert len(set(history["validation"])) > 1
 
 
+def test_before_the_first_epoch_there_is_nothing_to_keep(run, examples):
+    run.config.snapshots = {"cnn": (0, 1)}
+    with pytest.raises(ValueError, match=r"config\.snapshots\.cnn must be epochs from 1, got \(0, 1\)"):
+        learn.train_model(run, examples, "cnn")
+
+
 # What each recipe hands to the training loop.
 
 
@@ -280,6 +301,10 @@ def test_adversarial_training_attacks_through_the_front_of_the_test(run, example
         # From 0 to the radius in two epochs of two batches, then it stays there.
         radii = [float(found["epsilon"](step)) for step in (0, 1, 2, 4, 40)]
         assert radii == pytest.approx([0, 0.05, 0.1, 0.2, 0.2])
+    # Without a rise it is the attack's own from the first step.
+    run.config.adversarial.ramp_epochs = 0
+    learn.weights_path(run, "madry").unlink()
+    assert fitted("madry")["epsilon"] is None
 
 
 def test_training_and_its_schedule_last_the_epochs_of_the_model(run, fitted, monkeypatch):
@@ -421,6 +446,15 @@ def test_every_kind_of_recipe_is_trained(run, examples, monkeypatch, name):
     assert np.isfinite(logits).all()
 
 
+def test_a_finished_training_whose_log_is_gone_gives_its_weights(run, examples):
+    variables = learn.train_model(run, examples, "cnn")
+    learn.weights_path(run, "cnn").unlink()
+    (run.directory / "log.jsonl").unlink()
+    jax.tree.map(np.testing.assert_array_equal, learn.train_model(run, examples, "cnn"), variables)
+    record = json.loads((run.directory / "models" / "cnn.json").read_text())
+    assert record["seconds an epoch"] is None
+
+
 def test_a_model_of_another_training_is_refused(run, examples, fitted, rng):
     fitted("rcnn")
     path = learn.weights_path(run, "rcnn")
@@ -436,7 +470,7 @@ def test_a_model_of_another_training_is_refused(run, examples, fitted, rng):
         learn.train_model(run, examples, "rcnn")
 
 
-def test_the_bank_holds_noises_within_the_limit_and_is_made_once(run, examples, monkeypatch):
+def test_the_bank_holds_noises_within_the_limit_and_is_made_once(run, examples, filters, monkeypatch):
     config = run.config
     config.noise.limit = 0.1
     variables = learn.classifier(config).init(KEY, (8, 8, 1))
@@ -455,6 +489,12 @@ def test_the_bank_holds_noises_within_the_limit_and_is_made_once(run, examples, 
     assert np.all(after < before - 0.01)
     monkeypatch.setattr(learn.evaluate, "run_attack", None)
     np.testing.assert_array_equal(learn.noise_bank(*arguments, make=False), bank)
+    # That of a training of another length, or through other filters, is not taken for its own.
+    with pytest.raises(ValueError, match=r"of another training: its filters is None, not '.*bank\* to train the model"):
+        learn.noise_bank(run, examples, filters, "cnn_plus", variables, make=True)
+    config.epochs = {"cnn_plus": 7}
+    with pytest.raises(ValueError, match=r"bank\.npz is of another training: its epochs is 2, not 7\. Remove .*bank\*"):
+        learn.noise_bank(*arguments, make=True)
 
 
 # Forms.

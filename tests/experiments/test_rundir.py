@@ -58,7 +58,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
     run = open_run(tmp_path, config())
     run.log({"stage": "a"})
     with (tmp_path / "log.jsonl").open("a") as file:
-        file.write('{"stage": "b", "sec\n')
+        file.write('{"stage": "b", "sec')
     run.log({"stage": "c"})
     assert [record["stage"] for record in run.records()] == ["a", "c"]
 

@@ -547,7 +547,9 @@ def test_the_level_of_noise_is_the_highest_that_clean_accuracy_bears(tmp_path, m
     images = rng.uniform(0, 1, (TOTAL, *SHAPE)).astype(np.float32)
     labels = evaluate.predict(jax.random.key(0), defended(0.0).static, images).argmax(-1).astype(np.int32)
     forms = {"rcnn": defended(2.0)._asdict()}
-    record = run_study("level", tmp_path, asked, Examples(images, labels), forms, filters)
+    # Chosen on validation images, not on those of the test.
+    parts = Examples(images, 1 - labels), Examples(images, labels), Examples(images, 1 - labels)
+    record = studies.study("level", Run(tmp_path, asked), learn.Data(*parts), filters, forms)
     assert [(row["model"], row["beta2"], row["N"]) for row in record["rows"]] == [("rcnn", b, 20) for b in (0, 2, 40)]
     seen = {"images": images[:20], "labels": labels[:20], "redraws": 1, "batch_size": 8}
     for row, beta2 in zip(record["rows"][1:], (2.0, 40.0), strict=True):

@@ -29,6 +29,12 @@ def linear_init(key, shape):
     return {"params": jax.random.normal(key, (int(np.prod(shape)), 3)) * 0.1, "seen": jnp.float32(0)}
 
 
+def shaky_apply(variables, images, *, train=False, key=None):
+    """Linear, with noise in training."""
+    scale = 1 + jax.random.uniform(key) if train and key is not None else 1
+    return linear_apply(variables, scale * images, train=train)
+
+
 def linear_apply(variables, images, *, train=False, key=None, scale=1.0):
     seen = variables["seen"] + images.shape[0] if train else variables["seen"]
     return scale * images.reshape(images.shape[0], -1) @ variables["params"], {"seen": seen}
@@ -110,26 +116,38 @@ def test_how_many_steps_a_call_makes_changes_nothing(examples, monkeypatch):
     assert_same(*results)
 
 
-def test_history_against_steps_by_hand(examples):
+def test_history_against_steps_by_hand(examples, monkeypatch):
     records = []
+    monkeypatch.setattr(loop, "VALIDATION_BATCH", 30)  # 50 images: the second batch is filled up
     validation = (examples[0][:50], examples[1][:50])
-    variables, history = fit(examples, epochs=1, validation=validation, log=records.append)
+    shaky = Classifier(linear_init, shaky_apply)
+    variables, history = fit(examples, shaky, epochs=2, validation=validation, log=records.append)
     keys = jax.random.split(jax.random.key(0), 3)
-    state = train.init(keys[0], LINEAR, optax.adam(0.1), SHAPE)
-    order = jax.random.permutation(jax.random.fold_in(keys[1], 0), 90)
+    state = train.init(keys[0], shaky, optax.adam(0.1), SHAPE)
     infos = []
-    for number, rows in enumerate((order[:40], order[40:80])):
+    for number in range(4):
+        # Another order, and other noise, in each epoch.
+        order = jax.random.permutation(jax.random.fold_in(keys[1], number // 2), 90)
+        rows = order[number % 2 * 40 :][:40]
         key = jax.random.split(jax.random.fold_in(keys[2], number))[1]
-        state, info = train.make_step(LINEAR, optax.adam(0.1))(key, state, examples[0][rows], examples[1][rows])
+        state, info = train.make_step(shaky, optax.adam(0.1))(key, state, examples[0][rows], examples[1][rows])
         infos.append(info)
     assert np.allclose(variables["params"], state.variables["params"], atol=1e-6)
-    assert history.loss[0] == pytest.approx(np.mean([info.loss for info in infos]), rel=1e-5)
-    assert history.accuracy[0] == pytest.approx(np.mean([info.accuracy for info in infos]))
+    for epoch, parts in enumerate((infos[:2], infos[2:])):
+        assert history.loss[epoch] == pytest.approx(np.mean([info.loss for info in parts]), rel=1e-5)
+        assert history.accuracy[epoch] == pytest.approx(np.mean([info.accuracy for info in parts]))
     logits = examples[0][:50].reshape(50, -1) @ np.asarray(variables["params"])
-    assert history.validation[0] == pytest.approx((logits.argmax(-1) == examples[1][:50]).mean())
-    assert [record["epoch"] for record in records] == [1]
-    assert records[0]["validation"] == pytest.approx(float(history.validation[0]))
+    assert history.validation[1] == pytest.approx((logits.argmax(-1) == examples[1][:50]).mean())
+    assert [record["epoch"] for record in records] == [1, 2]
+    assert records[1]["validation"] == pytest.approx(float(history.validation[1]))
     assert records[0]["images_per_second"] > 0
+
+
+def test_images_that_fill_up_a_validation_batch_count_for_nothing(monkeypatch):
+    monkeypatch.setattr(loop, "VALIDATION_BATCH", 4)
+    seen = [tuple(map(np.asarray, batch)) for batch in loop._validating(np.arange(6), np.arange(6))]
+    np.testing.assert_array_equal(np.concatenate([images for images, _ in seen]), [0, 1, 2, 3, 4, 5, 5, 5])
+    np.testing.assert_array_equal(np.concatenate([labels for _, labels in seen]), [0, 1, 2, 3, 4, 5, -1, -1])
 
 
 class StoppedError(Exception):
