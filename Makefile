@@ -34,7 +34,7 @@ help:  ## list the targets
 
 setup: $(STAMP)  ## make the environment (.venv); nothing to do when nothing changed
 
-# PyTorch is not needed here; the peers that benchmarks compare with are the extra `peers`.
+# PyTorch is not needed here: `make bench` installs what it compares with, and the extra `peers` what some tests do.
 $(STAMP): setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "rbf_jax needs Python 3.11 or later, this is " + sys.version.split()[0])'
 	@echo "setting up $(VENV): 1 to 3 minutes and 1.3 GB"
@@ -69,6 +69,7 @@ reproduce-cifar: $(STAMP) $(if $(RAW),data)  ## CIFAR-10: the same with VGG-16
 	$(call reproduce,cifar10) $(PUBLISH)
 
 train: $(STAMP)  ## one model: SET=mnist or cifar10, MODEL=cnn, rcnn, madry, ... (experiments/recipes.py)
+	@[ -n "$(SET)" ] && [ -n "$(MODEL)" ] || { echo "make train needs SET=mnist or cifar10 and MODEL=, a name of experiments/recipes.py"; exit 2; }
 	$(RUN) $(BIN)/python -m experiments.train --config=experiments/configs/$(SET).py$(if $(PROFILE),:$(PROFILE)) --model=$(MODEL) $(PUBLISH)
 
 tables: $(STAMP)  ## the tables of results/, made again from its JSON
