@@ -16,6 +16,7 @@ import numpy as np
 
 from rbf_jax.checks import is_key
 
+_PLAIN = (bool, int, float, complex, str, bytes, tuple, list, np.ndarray, np.generic, jax.Array)
 _LIBRARIES = tuple(
     str(Path(path)) + os.sep
     for path in (Path(__file__).parent, *(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")))
@@ -36,7 +37,8 @@ def described(value: Any) -> str:
     """sha256 of what a function or an attack is: names, settings and what it closes over, the same in every process.
 
     Of a function that is in no installed library also its code and the globals that it names, and of a class, or an
-    object of it, the methods likewise: a model that reads its weights from a global is another one when they change.
+    object of it, the methods and plain attributes likewise: a model that reads its weights from a global is another one
+    when they change.
     Arrays count by their contents, a pytree by its leaves, an object of one's own class by its attributes, one of a
     library's class by that class alone. A function that looks things up as it runs (a file, say) is not seen through.
     """
@@ -86,7 +88,8 @@ def _parts(value: Any, around: frozenset[int]) -> list[str]:
     elif isinstance(value, set | frozenset):
         children = sorted(value, key=repr)
     else:
-        children = [*_held(value), *_methods(type(value))]
+        # A ufunc has a name alone.
+        children = [getattr(value, "__name__", None), *_held(value), *_methods(type(value))]
     inside = around | {id(value)}
     return [name, "(", *(line for child in children for line in _parts(child, inside)), ")"]
 
@@ -98,12 +101,15 @@ def _held(value: Any) -> list[Any]:
     leaves = jax.tree.leaves(value)
     if not (len(leaves) == 1 and leaves[0] is value):  # a pytree, as NNX modules are
         return leaves
-    own = hasattr(value, "__dict__") and not _is_library(type(value).__module__)
+    plain = isinstance(value, types.SimpleNamespace)
+    own = plain or (hasattr(value, "__dict__") and not _is_library(type(value).__module__))
     return [vars(value)] if own else []
 
 
 def _is_library(module: str) -> bool:
     """Whether a module is of this package, of Python or installed: no work in progress."""
+    if module == "__main__":  # a notebook; under `python -m pytest` its file is an installed one
+        return False
     file = getattr(sys.modules.get(module), "__file__", None)
     return file is not None and file.startswith(_LIBRARIES)
 
@@ -114,7 +120,14 @@ def _names(code: types.CodeType) -> set[str]:
     return set(code.co_names).union(*map(_names, inner))
 
 
-def _methods(cls: type) -> Iterator[types.FunctionType]:
+def _methods(cls: type) -> Iterator[Any]:
+    """Methods of each kind, and attributes of the class that are plain data, with their names."""
     for base in cls.__mro__:
-        if not _is_library(base.__module__):
-            yield from (method for method in vars(base).values() if isinstance(method, types.FunctionType))
+        if _is_library(base.__module__):
+            continue
+        for name, value in vars(base).items():
+            value = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+            if isinstance(value, types.FunctionType):
+                yield value
+            elif not name.startswith("__") and isinstance(value, _PLAIN):
+                yield name, value

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 from functools import partial
 from typing import Any
 
@@ -71,6 +72,10 @@ def things():
         "of other weights": closing_over(nnx_module(2.0)),
         "an object of one's own": closing_over(Scaled(1.0)),
         "with another attribute": closing_over(Scaled(2.0)),
+        "a namespace": closing_over(types.SimpleNamespace(sign=1)),
+        "another namespace": closing_over(types.SimpleNamespace(sign=-1)),
+        "a ufunc": closing_over(np.sin),
+        "another ufunc": closing_over(np.cos),
         "a flag": (True, 1),
         "no flag": (1, 1),
     }
@@ -104,6 +109,18 @@ def calls(x): return helper(x)
 def asks_a_set(x): return x in {{"a", "{member}"}}
 def applies(x): return net.apply({{}}, x)
 def builds(x): return Net().apply({{}}, x)
+class Own:
+    level = {factor}
+class HasProperty:
+    @property
+    def twice(self): return {factor}
+class HasStatic:
+    @staticmethod
+    def fixed(x): return {factor} * x
+class HasClassMethod:
+    @classmethod
+    def made(cls): return {factor}
+def asks_a_class(x): return Own.level * x
 anonymous = lambda x: x * {factor}
 """
 FIRST = {"factor": 2, "function": "sin", "activation": "relu", "member": "b"}
@@ -126,6 +143,11 @@ def in_a_notebook(**changes):
         ("applies", {"activation": "tanh"}),
         ("builds", {"activation": "tanh"}),
         ("net", {"activation": "tanh"}),
+        ("asks_a_class", {"factor": 3}),
+        ("Own", {"factor": 3}),
+        ("HasProperty", {"factor": 3}),
+        ("HasStatic", {"factor": 3}),
+        ("HasClassMethod", {"factor": 3}),
     ],
 )
 def test_a_function_of_one_s_own_is_its_code_and_what_it_calls(name, changes):
