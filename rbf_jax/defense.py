@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from rbf_jax.checks import check_choice, check_count, check_key, check_not_negative
+from rbf_jax.checks import check_choice, check_count, check_key, check_logits
 from rbf_jax.rbf import CONSTANTS, RBFFilters, check_filters
-from rbf_jax.reconstruction import NOISES, SCALES, bpda, check_beta1, reconstruct, sample_reconstruction
+from rbf_jax.reconstruction import NOISES, SCALES, bpda, check_beta1, check_beta2, reconstruct, sample_reconstruction
 from rbf_jax.types import Array, Key, LogitsFn, as_partial, one_for_each
 
 
@@ -75,6 +75,7 @@ def _predict(settings, filters, logits_fn, beta1, beta2, key, images):
     model_keys = one_for_each(model_key, images.shape[0])
     keys = jax.vmap(lambda key: jax.random.split(key, settings.draws))(model_keys)
     logits = logits_fn(keys.swapaxes(0, 1).reshape(-1), sampled.reshape(-1, *images.shape[1:]))
+    check_logits(logits, settings.draws * images.shape[0])
     # In half precision many means would tie.
     log_softmax = jax.nn.log_softmax(logits.astype(jnp.float32)).reshape(settings.draws, images.shape[0], -1)
     return jax.nn.logsumexp(log_softmax, axis=0) - math.log(settings.draws)
@@ -123,7 +124,7 @@ def defend(
     """
     check_filters(filters)
     check_beta1(beta1)
-    check_not_negative(beta2, "beta2")
+    check_beta2(beta2)
     check_count(draws, "draws")
     check_choice(noise, "noise", NOISES)
     check_choice(scale, "scale", SCALES)

@@ -273,8 +273,8 @@ def fit(
         The filters, and the history of the run.
 
     Raises:
-        ValueError: images or rules out of range, both key and state given, a state of other filters, or rules under
-            which no filter begins.
+        ValueError: images or rules out of range, both key and state given, a state of other filters or of another room,
+            or rules under which no filter begins.
 
     Reference: Section III a, Eq. 3.
     """
@@ -287,6 +287,9 @@ def fit(
     wanted = (*config.size, images.shape[-1])
     if current.filters.means.shape[1:] != wanted:
         raise ValueError(f"state must have filters of {wanted}, got {current.filters.means.shape[1:]}")
+    room = len(current.filters.variances)
+    if room & (room - 1):  # masks of indices take it for one
+        raise ValueError(f"state must have room for a power of two of filters, got {room}: pad it with unused ones")
     first = int(current.step)
     if first >= config.steps:
         raise ValueError(f"steps must be above the {first} M-steps that the state has behind it, got {config.steps}")

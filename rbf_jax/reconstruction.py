@@ -115,7 +115,7 @@ def sample_std(filters: RBFFilters, beta2: Array | float, scale: str = "variance
         ValueError: beta2 below 0 or an unknown scale.
     """
     check_choice(scale, "scale", SCALES)
-    check_not_negative(beta2, "beta2")
+    check_beta2(beta2)
     if scale == "variance":
         return beta2 * filters.variances
     sigma = _sqrt(filters.variances)
@@ -135,6 +135,13 @@ def check_beta1(beta1: Array | float) -> None:
     check_positive(beta1, "beta1")
     if is_concrete(beta1) and float(beta1) > MAX_BETA1:
         raise ValueError(f"beta1 must be at most {MAX_BETA1} (float32), got {beta1}")
+
+
+def check_beta2(beta2: Array | float) -> None:
+    """Raises ValueError unless it is one number of at least 0: several would be taken for one of each filter."""
+    if jnp.ndim(beta2) != 0:
+        raise ValueError(f"beta2 must be one number, got shape {jnp.shape(beta2)}")
+    check_not_negative(beta2, "beta2")
 
 
 def _check(filters: RBFFilters, images: Array, beta1: Array | float) -> None:

@@ -354,3 +354,10 @@ def test_bad_images_are_refused_when_a_form_is_called(filters, weights, images, 
 def test_bad_keys_are_refused(filters, weights, images, form, key, message):
     with pytest.raises(ValueError, match=message):
         getattr(defended(filters, Partial(classify, weights)), form)(key, images)
+
+
+def test_what_is_no_logits_is_refused(filters, images):
+    """The softmax would be taken over the batch."""
+    defense = defended(filters, lambda key, images: images.mean((1, 2, 3)))
+    with pytest.raises(ValueError, match=r"a model must return logits \(\d+, classes\) .*got shape \(\d+,\)"):
+        defense.predict(jax.random.key(0), images)

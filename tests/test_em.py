@@ -414,6 +414,9 @@ def test_a_state_of_other_filters_is_refused():
     _, info = em.fit(grey, config=em.MNIST._replace(steps=2), progress=False)
     with pytest.raises(ValueError, match=r"state must have filters of \(3, 3, 3\), got \(3, 3, 1\)"):
         em.fit(colour, state=info.state, progress=False)
+    room = jax.tree.map(lambda array: array[:6], info.state.filters)
+    with pytest.raises(ValueError, match="state must have room for a power of two of filters, got 6: pad"):
+        em.fit(grey, state=info.state._replace(filters=room), progress=False)
 
 
 @pytest.mark.parametrize(

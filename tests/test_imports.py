@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "plots": GROUND | {"rbf", "saliency"},
     "commands": GROUND
     | {"attacks", "certify", "data", "defense", "em", "evaluate", "models", "rbf", "reconstruction", "train"},
-    "cli": GROUND | {"commands", "reconstruction"},
+    "cli": GROUND | {"commands", "process", "reconstruction"},
 }
 # Who alone may import what of others.
 ONLY = {

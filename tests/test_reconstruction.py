@@ -548,6 +548,7 @@ BAD_SAMPLING = {
     "no-draws": ({"draws": 0}, "draws must be a whole number of at least 1, got 0"),
     "half-draws": ({"draws": 2.5}, "draws must be a whole number of at least 1, got 2.5"),
     "beta2": ({"beta2": -1.75}, "beta2 must be at least 0 and finite, got -1.75"),
+    "beta2-many": ({"beta2": np.zeros(5)}, r"beta2 must be one number, got shape \(5,\)"),
     "beta2-nan": ({"beta2": math.nan}, "beta2 must be at least 0 and finite, got nan"),
     "old-key": ({"key": np.zeros(2, np.uint32)}, "key must be a typed key from jax.random.key, got uint32"),
     "seed": ({"key": 3}, "key must be a typed key from jax.random.key, got int"),
