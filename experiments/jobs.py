@@ -18,7 +18,7 @@ from experiments import learn, rundir, tables
 from experiments.provenance import ROOT, published_as
 from experiments.recipes import RECIPES
 from rbf_jax import checks, parallel, rbf
-from rbf_jax.files import as_path, read_json, replacing
+from rbf_jax.files import as_path, copy_file, read_json, replacing
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file, :PROFILE behind it")
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory (default: a folder of $WORKDIR)")
@@ -36,8 +36,6 @@ PROCESSES = flags.DEFINE_integer("processes", None, "how many processes there ar
 JOIN = flags.DEFINE_integer("join_seconds", 300, "how long to wait for the others to start")
 PROCESS = flags.DEFINE_integer("process", None, "which of them this is, from 0; likewise")
 PUBLISH = flags.DEFINE_bool("publish", False, "also copy what was found into results/ of the checkout")
-SHOWN = (CONFIG, WORKDIR, DATA_DIR, FILTERS, DISTRIBUTED, COORDINATOR, PROCESSES, JOIN, PROCESS, PUBLISH)
-"""What --help shows."""
 
 
 def run_directory(name: str) -> Path:
@@ -84,9 +82,7 @@ def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> No
         for path in directory.glob("figures/*.png"):
             path.unlink()
     for path in files:
-        content = (run.directory / path).read_bytes()
-        with replacing(directory / path) as temporary:
-            temporary.write_bytes(content)
+        copy_file(run.directory / path, directory / path)
     if (directory / "job.json").exists():
         tables.write_results(directory)
 
@@ -117,9 +113,7 @@ def publish_contest(name: str, settings: dict[str, Any], folder: Path) -> None:
         return
     target = ROOT / "results" / name
     for path in sorted(folder.glob("[!.]*.npz")):
-        content = path.read_bytes()
-        with replacing(target / "ledger" / path.name) as temporary:
-            temporary.write_bytes(content)
+        copy_file(path, target / "ledger" / path.name)
     with replacing(target / "settings.json") as temporary:
         temporary.write_text(json.dumps(settings, indent=1) + "\n")
     tables.main()
@@ -221,8 +215,8 @@ def main(job: Callable[[], None], needs: str = "config", computes: bool = True) 
             sys.exit(2)
 
     flags.mark_flag_as_required(needs)
-    for flag in SHOWN:
-        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[flag.name])
+    for flag in flags.FLAGS.get_key_flags_for_module(__name__):  # so that --help shows them
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(guarded, flags_parser=_parse)
 
 

@@ -68,6 +68,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def copy_file(source: Path, target: str | os.PathLike[str]) -> None:
+    """Copies a file, whole or not at all; one that is missing is named itself, not where it was to go."""
+    content = source.read_bytes()
+    with replacing(target) as temporary:
+        temporary.write_bytes(content)
+
+
 class _EnoughError(Exception):
     """Ends an attempt that is not to be completed."""
 

@@ -38,9 +38,9 @@ def described(value: Any) -> str:
 
     Of a function that is in no installed library also its code and the globals that it names, and of a class, or an
     object of it, the methods and plain attributes likewise: a model that reads its weights from a global is another one
-    when they change.
-    Arrays count by their contents, a pytree by its leaves, an object of one's own class by its attributes, one of a
-    library's class by that class alone. A function that looks things up as it runs (a file, say) is not seen through.
+    when they change. Arrays count by their contents, a pytree by its leaves, an object of one's own class (or a
+    namespace) by its attributes, one of a library's class by that class and its name, if it has one. A function that
+    looks things up as it runs (a file, say) is not seen through.
     """
     return hashlib.sha256("\n".join(_parts(value, frozenset())).encode()).hexdigest()
 
@@ -101,9 +101,8 @@ def _held(value: Any) -> list[Any]:
     leaves = jax.tree.leaves(value)
     if not (len(leaves) == 1 and leaves[0] is value):  # a pytree, as NNX modules are
         return leaves
-    plain = isinstance(value, types.SimpleNamespace)
-    own = plain or (hasattr(value, "__dict__") and not _is_library(type(value).__module__))
-    return [vars(value)] if own else []
+    own = isinstance(value, types.SimpleNamespace) or not _is_library(type(value).__module__)
+    return [vars(value)] if own and hasattr(value, "__dict__") else []
 
 
 def _is_library(module: str) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rbf_jax.data.official import lookup
-from rbf_jax.files import as_path, is_remote, replacing
+from rbf_jax.files import as_path, copy_file, is_remote
 
 __all__ = ["Split", "as_float", "default_data_dir", "is_prepared", "load"]
 
@@ -141,8 +141,7 @@ def _copied(name: str, data_dir: Path) -> Path:
     for path in data_dir.glob(f"{name}/*/*"):
         copy = local / path.relative_to(data_dir)
         if not copy.exists():
-            with replacing(copy) as temporary:
-                temporary.write_bytes(path.read_bytes())
+            copy_file(path, copy)
     return local
 
 

@@ -66,9 +66,8 @@ def run_suite(
     A deterministic model is its own judge: an example is broken as soon as one attack succeeds. A randomised one is
     judged by its prediction under fresh noise, never by what an attack saw: an attack's image is scored on selection
     redraws, the worst attack is the one with the smallest share of right predictions, the first of equals (none where
-    all raised it), and its
-    image is scored once more on redraws that nothing was selected on. Logits with a NaN are never right to the judge,
-    and mislead nobody to an attack: where a model overflows, nothing is searched.
+    all raised it), and its image is scored once more on redraws that nothing was selected on. Logits with a NaN are
+    never right to the judge, and mislead nobody to an attack: where a model overflows, nothing is searched.
 
     Args:
         key: example i takes keys that depend on ``rows[i]`` alone, not on the batch.
