@@ -158,14 +158,19 @@ def training_time(data_set: str, recipes: dict[str, dict[str, Any]], log: dict[s
             continue
         record, recipe, config = recipes[name], RECIPES[name], recipes[name]["config"]
         count, seconds = len(record["history"]["loss"]), record["seconds an epoch"]
-        overhead = log.get("filters", 0.0) * recipe.defended + log.get(f"bank {name}", 0.0)
+        # A run that goes on from committed models alone does not know what came before them.
+        before = ["filters"] * recipe.defended + [f"bank {name}"] * recipe.noise
         images = config["examples"]["train"] - config["examples"]["validation"]
         steps = config["adversarial"]["steps"] * images if recipe.adversarial else 0
         paper = PAPER["table2_training_time"]["rows"].get(f"{data_set}/{name}")
+        totals = 3 * ["not kept"]
+        if all(stage in log for stage in before):
+            overhead = sum(log[stage] for stage in before)
+            totals = [f"{passes * seconds + overhead:.0f}" for passes in (0, count, paper[0] if paper else 0)]
         values = (
-            *(recipe.title, f"{count}", f"{seconds:.1f}", f"{overhead:.0f}", f"{count * seconds + overhead:.0f}"),
+            *(recipe.title, f"{count}", f"{seconds:.1f}", totals[0], totals[1]),
             f"{steps}",
-            *((f"{paper[0]}", f"{paper[0] * seconds + overhead:.0f}", f"{paper[3]}") if paper else 3 * (absent,)),
+            *((f"{paper[0]}", totals[2], f"{paper[3]}") if paper else 3 * (absent,)),
         )
         lines.append(dict(zip(headings, values, strict=True)))
     return headings, lines

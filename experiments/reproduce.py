@@ -46,7 +46,8 @@ def job() -> None:
     speed = cost.speeds(run, examples)
     stages = cost.training(run, examples, config.models, speed) + cost.attacking(run, speed)
     stages += cost.certifying(run, speed) + studies.studying(run, speed)
-    print(f"{config.title}, profile {config.profile}, in {run.directory}\n{cost.say(stages)}", flush=True)
+    where = f"on {provenance()['device']}, in {run.directory}"
+    print(f"{config.title}, profile {config.profile} {where}\n{cost.say(stages)}", flush=True)
 
     filters, models, ledger = learn.fit_filters(run, examples), {}, []
     for name in config.models:

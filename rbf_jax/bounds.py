@@ -6,10 +6,11 @@ box [0, 1].
 
 import math
 
+import jax
 import jax.numpy as jnp
 
-from rbf_jax.checks import check_choice, check_norm_order, check_not_negative
-from rbf_jax.rbf import VARIANCE_FLOOR, RBFFilters, match_scores, squared_distances
+from rbf_jax.checks import check_choice, check_norm_order, check_not_negative, check_positive
+from rbf_jax.rbf import VARIANCE_FLOOR, RBFFilters, check_patches, match_scores, safe_sqrt, squared_distances
 from rbf_jax.types import Array
 
 RULES = ("cauchy", "hoelder", "exact")
@@ -19,9 +20,11 @@ def _lp_norm(differences: Array, p: float) -> Array:
     magnitudes = jnp.abs(differences)
     if p == math.inf:
         return magnitudes.max(-1)
-    # Scaled by the largest entry, so that a power neither overflows nor vanishes.
-    largest = jnp.maximum(magnitudes.max(-1, keepdims=True), 1e-30)
-    return largest[..., 0] * jnp.sum((magnitudes / largest) ** p, -1) ** (1 / p)
+    # Scaled by the largest entry (on which the norm does not depend), so that a power neither overflows nor vanishes.
+    # Their sum is then at least 1, but for 0 itself, where its root has no slope.
+    largest = jax.lax.stop_gradient(magnitudes.max(-1, keepdims=True))
+    total = jnp.sum((magnitudes / jnp.maximum(largest, 1e-30)) ** p, -1)
+    return largest[..., 0] * jnp.maximum(total, 0.5) ** (1 / p)
 
 
 def score_change_bounds(
@@ -45,7 +48,7 @@ def score_change_bounds(
 
     Args:
         filters: the K filters.
-        patches: ``(..., P, D)``.
+        patches: float32 ``(..., P, D)`` in [0, 1].
         epsilon: radius of the ball, at least 0.
         p: order of the norm, at least 1; ``math.inf`` for linf.
         rule: one of the three.
@@ -55,13 +58,16 @@ def score_change_bounds(
         Two arrays ``(..., P, K)``: lower <= 0 <= upper.
 
     Raises:
-        ValueError: p below 1, epsilon below 0, an unknown rule, or ``"exact"`` for another p.
+        ValueError: p below 1, epsilon below 0, an unknown rule, ``"exact"`` for another p, or what `rbf.match_scores`
+            raises.
 
     Reference: Eqs. 6-9.
     """
     check_norm_order(p)
     check_not_negative(epsilon, "epsilon")
     check_choice(rule, "rule", RULES)
+    check_positive(variance_floor, "variance_floor")
+    check_patches(filters, patches)
     if rule == "exact" and p not in (2, math.inf):
         raise ValueError(f"rule 'exact' is known for p = 2 and p = inf, got p = {p}")
     variances = jnp.maximum(filters.variances, variance_floor)
@@ -69,10 +75,10 @@ def score_change_bounds(
     if rule == "cauchy" or (p == 2 and rule == "hoelder"):
         # For p = 2 both rules say the same.
         radius = epsilon * dimension ** max(0.0, 0.5 - 1 / p)
-        linear, quadratic = radius * jnp.sqrt(squared_distances(filters, patches)), radius**2
+        linear, quadratic = radius * safe_sqrt(squared_distances(filters, patches)), radius**2
         return -(quadratic / 2 + linear) / variances, linear / variances
     if rule == "exact" and p == 2:
-        distance = jnp.sqrt(squared_distances(filters, patches))
+        distance = safe_sqrt(squared_distances(filters, patches))
         step = jnp.minimum(distance, epsilon)
         return -(epsilon * distance + epsilon**2 / 2) / variances, (step * distance - step**2 / 2) / variances
 
@@ -106,7 +112,7 @@ def best_filter_is_certain(
 
     Args:
         filters: the K filters.
-        patches: ``(..., P, D)``.
+        patches: float32 ``(..., P, D)`` in [0, 1].
         epsilon: radius of the ball, at least 0.
         p: order of the norm, at least 1.
         rule: see `score_change_bounds`; the default is the paper's.

@@ -66,9 +66,11 @@ def check_norm(norm: Norm) -> None:
 
 
 def check_positive(value: Array | float, name: str) -> None:
-    """Raises ValueError unless the value (every entry of it) is finite and above 0."""
-    if is_concrete(value) and not np.all((np.asarray(value) > 0) & np.isfinite(np.asarray(value))):
-        raise ValueError(f"{name} must be positive and finite, got {value}")
+    """Raises ValueError unless the value (every entry of it) is above 0 and finite in float32 (from 1.2e-38)."""
+    if is_concrete(value):
+        numbers, limits = np.asarray(value, np.float64), np.finfo(np.float32)
+        if not np.all((numbers >= limits.tiny) & (numbers <= limits.max)):
+            raise ValueError(f"{name} must be positive and finite in float32, got {value}")
 
 
 def check_not_negative(value: Array | float, name: str) -> None:

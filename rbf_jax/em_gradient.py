@@ -73,7 +73,9 @@ def fit_gradient(
         return RBFFilters(params[0], jnp.maximum(jnp.exp(params[1]), variance_floor))
 
     def loss(params: tuple[Array, Array], batch: Array) -> Array:
-        scores = match_scores(as_filters(params), extract_patches(batch, size), variance_floor=variance_floor)
+        # At the floor itself a maximum has no slope, and a filter that came there would never leave.
+        filters = RBFFilters(params[0], jnp.exp(params[1]))
+        scores = match_scores(filters, extract_patches(batch, size), variance_floor=variance_floor / 2)
         return -scores.max(-1).mean()
 
     @jax.jit

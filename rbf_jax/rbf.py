@@ -59,6 +59,15 @@ def check_filters(filters: RBFFilters, channels: int | None = None) -> None:
                 raise ValueError(f"filter {name} must {allowed}, got values from {low} to {high}")
 
 
+def check_patches(filters: RBFFilters, patches: Array) -> None:
+    """Raises ValueError unless the filters are in order and the patches are float32 ``(..., D)`` of their size."""
+    check_filters(filters)
+    if patches.dtype != jnp.float32:
+        raise ValueError(f"patches must be float32 in [0, 1], got {patches.dtype}")
+    if patches.shape[-1] != filters.flat_means.shape[-1]:
+        raise ValueError(f"patches of D = {patches.shape[-1]} do not fit filters of {filters.means.shape[1:]}")
+
+
 def tile_images(images_shape: tuple[int, ...], size: tuple[int, int], filters: int) -> int:
     """How many images to treat at once so that their maps of P x K scores fit a fixed memory.
 
@@ -120,6 +129,12 @@ def _ratio_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> t
     return value, (tangents[0] - value * tangents[1]) / primals[1]
 
 
+def safe_sqrt(values: Array) -> Array:
+    """Square root with slope 0 instead of infinity at 0, where the gradient would become NaN."""
+    positive = values > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, values, 1)), 0)
+
+
 def match_scores(
     filters: RBFFilters, patches: Array, *, variance_floor: float = VARIANCE_FLOOR, constant: str = "none"
 ) -> Array:
@@ -142,14 +157,11 @@ def match_scores(
         Scores ``(..., P, K)``.
 
     Raises:
-        ValueError: a wrong shape or dtype, an unknown constant, or a floor not above 0.
+        ValueError: a wrong shape or dtype, filters out of range, an unknown constant, or a floor not above 0.
 
     Reference: Eq. 2, Nandy et al., IJCNN 2020.
     """
-    if patches.dtype != jnp.float32:
-        raise ValueError(f"patches must be float32 in [0, 1], got {patches.dtype}")
-    if patches.shape[-1] != filters.flat_means.shape[-1]:
-        raise ValueError(f"patches of D = {patches.shape[-1]} do not fit filters of {filters.means.shape[1:]}")
+    check_patches(filters, patches)
     peak = peak_scores(filters, variance_floor=variance_floor, constant=constant)
     variances = jnp.maximum(filters.variances, variance_floor)
     return peak - squared_distances(filters, patches) * ratio(jnp.full_like(variances, 0.5), variances)

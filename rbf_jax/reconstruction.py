@@ -26,7 +26,7 @@ from rbf_jax.checks import (
     is_concrete,
 )
 from rbf_jax.patches import extract_patches, stitch_patches
-from rbf_jax.rbf import VARIANCE_FLOOR, RBFFilters, check_filters, match_scores, ratio, tile_images
+from rbf_jax.rbf import VARIANCE_FLOOR, RBFFilters, check_filters, match_scores, ratio, safe_sqrt, tile_images
 from rbf_jax.types import Array, Key, one_for_each
 
 NOISES = ("per_run", "per_patch")
@@ -118,14 +118,8 @@ def sample_std(filters: RBFFilters, beta2: Array | float, scale: str = "variance
     check_beta2(beta2)
     if scale == "variance":
         return beta2 * filters.variances
-    sigma = _sqrt(filters.variances)
-    return beta2 * sigma if scale == "sigma" else _sqrt(beta2 * sigma)
-
-
-def _sqrt(values: Array) -> Array:
-    """Square root with slope 0 instead of infinity at 0, where the gradient would become NaN."""
-    positive = values > 0
-    return jnp.where(positive, jnp.sqrt(jnp.where(positive, values, 1)), 0)
+    sigma = safe_sqrt(filters.variances)
+    return beta2 * sigma if scale == "sigma" else safe_sqrt(beta2 * sigma)
 
 
 def check_beta1(beta1: Array | float) -> None:
@@ -273,9 +267,9 @@ def sample_reconstruction(
 
     def rebuild_per_patch(image: Array, key: Key) -> Array:
         raw, total, mean = mix(image, means)
-        spread = jnp.matmul(jnp.square(ratio(raw, total)), std**2, precision=jax.lax.Precision.HIGHEST)
+        spread = safe_sqrt(jnp.matmul(jnp.square(ratio(raw, total)), std**2, precision=jax.lax.Precision.HIGHEST))
         return stitch(
-            mean[:, None] + _sqrt(spread)[:, None, None] * jax.random.normal(key, (mean.shape[0], m, width), mean.dtype)
+            mean[:, None] + spread[:, None, None] * jax.random.normal(key, (mean.shape[0], m, width), mean.dtype)
         )
 
     if noise == "per_patch":

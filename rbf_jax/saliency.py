@@ -80,5 +80,8 @@ def as_picture(gradients: Array, clip: float = 3.0) -> Array:
     Returns:
         ``(B, H, W, C)`` in [0, 1]; 0.5 is a gradient of 0.
     """
+    # Of the largest entry first: the squares of gradients of a sure model would vanish.
+    largest = jnp.abs(gradients).max((1, 2, 3), keepdims=True)
+    gradients = gradients / jnp.where(largest > 0, largest, 1)
     spread = jnp.maximum(gradients.std((1, 2, 3), keepdims=True), 1e-30)
     return jnp.clip(gradients / (2 * clip * spread) + 0.5, 0, 1)

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from rbf_jax.bounds import RULES, best_filter_is_certain, score_change_bounds
 from rbf_jax.rbf import RBFFilters
 
-ORDERS = [1.0, 1.5, 2.0, 3.0, math.inf]
+ORDERS = [1.0, 1.01, 1.5, 2.0, 3.0, math.inf]
 orders = pytest.mark.parametrize("p", ORDERS, ids=lambda p: f"p={p:g}")
 PAIRS = [(rule, p) for rule in RULES for p in ORDERS if rule != "exact" or p in (2, math.inf)]
 pairs = pytest.mark.parametrize(("rule", "p"), PAIRS, ids=[f"{rule}-p={p:g}" for rule, p in PAIRS])
@@ -170,6 +171,13 @@ def test_each_rule_is_within_the_wider_one(p, seed, epsilon):
         assert not np.allclose(nested[1], nested[2], rtol=1e-6, atol=0)
 
 
+@pairs
+def test_bounds_have_a_slope_at_a_template(rule, p):
+    filters, patches = make(4)
+    slopes = jax.jacobian(lambda patches: score_change_bounds(filters, patches, 0.1, p, rule=rule))(patches)
+    assert all(np.all(np.isfinite(slope)) for slope in slopes)
+
+
 def test_variance_floor_takes_the_place_of_smaller_variances():
     filters, patches = make(1)
     tiny = filters._replace(variances=jnp.asarray([1e-20, 0, 1e-6, 0.5], jnp.float32))
@@ -245,6 +253,10 @@ BAD = {
     "epsilon is NaN": (dict(epsilon=math.nan), "epsilon .* nan"),
     "epsilon is infinite": (dict(epsilon=math.inf), "epsilon .* inf"),
     "unknown rule": (dict(rule="Hoelder"), "'cauchy', 'hoelder', 'exact'.*'Hoelder'"),
+    "uint8 patches": (dict(patches=np.zeros((2, 9), np.uint8)), "patches must be float32 .* uint8"),
+    "patches of three channels": (dict(patches=np.zeros((2, 27), np.float32)), "patches of D = 27 do not fit"),
+    "negative variance": (dict(filters=make(0)[0]._replace(variances=jnp.full(COUNT, -0.5))), "variances .* -0.5"),
+    "floor of 0 in float32": (dict(variance_floor=1e-40), "variance_floor .* 1e-40"),
     "exact for p = 1": (dict(rule="exact", p=1), "exact.* p = 1$"),
     "exact for p = 3": (dict(rule="exact", p=3), "exact.* p = 3$"),
 }
@@ -254,6 +266,6 @@ BAD = {
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD.keys())
 def test_bad_arguments_are_named(function, arguments, message):
     filters, patches = make(0)
-    options = dict(epsilon=0.1, p=2) | arguments
+    options: dict = dict(filters=filters, patches=patches, epsilon=0.1, p=2) | arguments
     with pytest.raises(ValueError, match=message):
-        function(filters, jnp.asarray(patches), options.pop("epsilon"), options.pop("p"), **options)
+        function(**options)

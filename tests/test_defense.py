@@ -295,9 +295,9 @@ def test_a_defense_may_be_closed_over_made_and_mapped_under_jit(filters, weights
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beta1": 0.0}, "beta1 must be positive and finite, got 0.0"),
+        ({"beta1": 0.0}, "beta1 must be positive and finite in float32, got 0.0"),
         ({"beta1": 101.0}, r"beta1 must be at most 100\.0 .*, got 101\.0"),
-        ({"beta1": math.nan}, "beta1 must be positive and finite, got nan"),
+        ({"beta1": math.nan}, "beta1 must be positive and finite in float32, got nan"),
         ({"beta2": -1.75}, "beta2 must be at least 0 and finite, got -1.75"),
         ({"beta2": math.inf}, "beta2 must be at least 0 and finite, got inf"),
         ({"draws": 0}, "draws must be a whole number of at least 1, got 0"),

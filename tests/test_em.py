@@ -155,6 +155,18 @@ def test_one_step_with_other_window_sizes(rng):
     assert_tracks(em._step(state, jnp.asarray(images), config)[0], expected)
 
 
+def test_rounding_takes_no_mean_out_of_range_and_no_variance_below_0():
+    """Sums of patches that are all white, as float32 may have them."""
+    state = make_state(np.ones((1, 3, 3, 1)), [0.1], step=300)
+    zero = np.zeros(9, np.float32)
+    counts, offsets = zero + 4 * (np.arange(9) == 0), np.zeros((9, 9), np.float32)
+    offsets[0] = 4e-7
+    statistics = em.EMStatistics(*map(jnp.asarray, (counts, offsets, zero, zero[0])))
+    filters = em.m_step(state, statistics)[0].filters
+    np.testing.assert_array_equal(filters.means[0], 1)
+    assert filters.variances[0] == 0
+
+
 def test_statistics_of_parts_add_up(rng):
     images = random_images(rng, (8, 9, 8, 1))
     state = make_state(rng.uniform(0, 1, (3, 3, 3, 1)), np.full(3, 0.3), alpha=2.0)
@@ -402,6 +414,24 @@ def test_gradient_fit_keeps_its_filters_apart(digits):
     for seed in range(3):
         filters, _ = gradient_fit(digits, seed=seed, filters=24, steps=8)
         assert len(np.unique(filters.flat_means, axis=0)) == 24
+
+
+@pytest.mark.parametrize("floor", [1e-6, 1e-4])
+def test_gradient_fit_leaves_the_floor(rng, floor):
+    """The patches' own variance is just below the floor, where the filter begins; from the patch it lies on it is more.
+
+    In float32 the exponential of the floors' logarithms is below them.
+    """
+    noise = 0.5 + rng.normal(0, math.sqrt(0.9 * floor / 9), (64, 8, 8, 1)).astype(np.float32)
+    filters, _ = gradient_fit(noise, filters=1, steps=1, batch_size=64, variance_floor=floor)
+    assert float(filters.variances[0]) == pytest.approx(floor * math.exp(0.1), rel=1e-3)
+
+
+def test_gradient_fit_lowers_its_rate_by_a_cosine(rng):
+    """Under a slope that stays the same each step of Adam moves by the rate itself: 1, 0.85, 0.5 and 0.15 of it."""
+    noise = rng.uniform(size=(64, 8, 8, 1)).astype(np.float32)
+    filters, _ = gradient_fit(noise, filters=1, steps=4, batch_size=64, learning_rate=1e-3, variance_floor=0.8)
+    assert math.log(float(filters.variances[0]) / 0.8) == pytest.approx(2.5e-3, rel=0.05)
 
 
 def test_gradient_fit_needs_as_many_different_patches():

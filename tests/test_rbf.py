@@ -137,10 +137,11 @@ def test_no_score_exceeds_the_peak(patches):
     ("options", "message"),
     [
         ({"constant": "eq3"}, "constant must be one of 'none', 'eq9', 'eq2', got 'eq3'"),
-        ({"variance_floor": 0.0}, "variance_floor must be positive and finite, got 0.0"),
-        ({"variance_floor": -1e-9}, "variance_floor must be positive and finite, got -1e-09"),
-        ({"variance_floor": math.nan}, "variance_floor must be positive and finite, got nan"),
-        ({"variance_floor": math.inf}, "variance_floor must be positive and finite, got inf"),
+        ({"variance_floor": 0.0}, "variance_floor must be positive and finite in float32, got 0.0"),
+        ({"variance_floor": -1e-9}, "variance_floor must be positive and finite in float32, got -1e-09"),
+        ({"variance_floor": 1e-40}, "variance_floor must be positive and finite in float32, got 1e-40"),
+        ({"variance_floor": math.nan}, "variance_floor must be positive and finite in float32, got nan"),
+        ({"variance_floor": math.inf}, "variance_floor must be positive and finite in float32, got inf"),
     ],
 )
 def test_bad_options_are_refused(filters, options, message):
@@ -181,6 +182,8 @@ def test_bad_filters_are_refused(change, message, tmp_path):
     filters = GOOD._replace(**{name: jnp.asarray(array) for name, array in change.items()})
     with pytest.raises(ValueError, match=message):
         check_filters(filters)
+    with pytest.raises(ValueError, match=message):
+        match_scores(filters, np.zeros((2, 9), np.float32))
     with pytest.raises(ValueError, match=message):
         save(tmp_path / "filters.npz", filters)
     assert list(tmp_path.iterdir()) == []

@@ -265,6 +265,9 @@ def test_the_three_scales(expected, scale):
     filters = RBFFilters(jnp.zeros((3, 1, 1, 1)), jnp.asarray([0, 0.04, 0.25]))
     np.testing.assert_allclose(sample_std(filters, 1.75, scale), expected, rtol=1e-6)
     np.testing.assert_array_equal(sample_std(filters, 0.0, scale), 0)
+    for beta2 in (0.0, 1.75):
+        slopes = jax.grad(lambda filters, beta2: sample_std(filters, beta2, scale).sum(), (0, 1))(filters, beta2)
+        assert all(np.all(np.isfinite(slope)) for slope in jax.tree.leaves(slopes))
 
 
 @pytest.mark.parametrize(
@@ -533,10 +536,10 @@ BAD_IMAGES = {
     "small": (IMAGES[:, :2], "a patch of 3x3 does not fit into an image of 2x5"),
 }
 BAD_BETA1 = {
-    "zero": (0.0, "beta1 must be positive and finite, got 0.0"),
-    "negative": (-17.33, "beta1 must be positive and finite, got -17.33"),
-    "nan": (math.nan, "beta1 must be positive and finite, got nan"),
-    "inf": (math.inf, "beta1 must be positive and finite, got inf"),
+    "zero": (0.0, "beta1 must be positive and finite in float32, got 0.0"),
+    "negative": (-17.33, "beta1 must be positive and finite in float32, got -17.33"),
+    "nan": (math.nan, "beta1 must be positive and finite in float32, got nan"),
+    "inf": (math.inf, "beta1 must be positive and finite in float32, got inf"),
     "large": (100.5, "beta1 must be at most 100.0 .*, got 100.5"),
     "array": (np.float32(101), "beta1 must be at most 100.0 .*, got 101.0"),
 }
@@ -544,7 +547,7 @@ BAD_SAMPLING = {
     "noise": ({"noise": "per_batch"}, "noise must be one of 'per_run', 'per_patch', got 'per_batch'"),
     "scale": ({"scale": "std"}, "scale must be one of 'variance', 'sigma', 'sqrt_sigma', got 'std'"),
     "constant": ({"constant": "eq3"}, "constant must be one of 'none', 'eq9', 'eq2', got 'eq3'"),
-    "floor": ({"variance_floor": 0.0}, "variance_floor must be positive and finite, got 0.0"),
+    "floor": ({"variance_floor": 0.0}, "variance_floor must be positive and finite in float32, got 0.0"),
     "no-draws": ({"draws": 0}, "draws must be a whole number of at least 1, got 0"),
     "half-draws": ({"draws": 2.5}, "draws must be a whole number of at least 1, got 2.5"),
     "beta2": ({"beta2": -1.75}, "beta2 must be at least 0 and finite, got -1.75"),

@@ -80,6 +80,12 @@ def test_table_2_scales_to_the_papers_epochs():
     assert madry["adversarial steps an epoch"] == str(7 * 55_000)
     assert (plus["overhead, s"], plus["total, s"], plus[total]) == ("35", "235", "2035")
 
+    for log in ({"filters": 5.0}, {"bank rcnn_plus": 30.0}):
+        table = paper_tables.training_time("mnist", {"madry": recipe, "rcnn_plus": recipe}, log)
+        plus = line(table, "rCNN+")
+        assert (plus["overhead, s"], plus["total, s"], plus[total]) == ("not kept",) * 3
+        assert line(table, "Madry")[total] == "1700"
+
 
 def test_table_3_takes_the_lowest_attack_and_the_worst_case():
     rows = Rows(
