@@ -95,7 +95,7 @@ def get_config(profile: str | None = None) -> Any:
             # Trained and attacked by `make reproduce-mnist`, for `train.epochs` epochs or those of `epochs`: seeds,
             # readings and controls are on the short schedule.
             "models": (*MAIN, "gaussian_02", "gaussian_03", *OTHERS),
-            "epochs": {"cnn": 8, "rcnn": 8, "cnn_plus": 8, "rcnn_plus": 8, "madry": 5, "rcnn_at": 5},
+            "epochs": dict.fromkeys(MAIN, 8),
             "train": {
                 "epochs": 3,
                 "batch_size": 128,
