@@ -101,6 +101,7 @@ def test_optimizers_that_are_not_there_are_refused(changes, message):
 
 def test_a_model_is_trained_as_long_as_its_name_says_or_as_all():
     config = mnist.get_config("cpu")
+    config.epochs.rcnn_at = 5
     assert [learn.epochs(config, name) for name in ("cnn", "rcnn", "rcnn_at", "rcnn_seed1")] == [8, 8, 5, 3]
     config.epochs.cnn_plus = 40
     assert [learn.bank_epoch(config, name) for name in ("cnn_plus", "rcnn_plus")] == [10, 2]
