@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import jax
 
 from rbf_jax import parallel, process
-from rbf_jax.commands import COMMANDS, NORMS, SETS
+from rbf_jax.commands import BETA2, COMMANDS, DRAWS, NORMS, PRESET, SETS
 from rbf_jax.reconstruction import PRESETS
 
 EXAMPLES = """\
@@ -41,18 +41,17 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name: str, text: str, example: str) -> argparse.ArgumentParser:
+    def command(name: str, text: str, example: str, *, reads_data: bool = True) -> argparse.ArgumentParser:
         made = commands.add_parser(
             name, help=text, description=f"{text}.", epilog=f"example:\n  rbf-jax {example}", formatter_class=formatter
         )
-        made.add_argument("--data-dir", help="folder of the prepared data (default: that of tensorflow-datasets)")
+        if reads_data:
+            made.add_argument("--data-dir", help="folder of the prepared data (default: that of tensorflow-datasets)")
         return made
 
     def defended(made: argparse.ArgumentParser) -> None:
         made.add_argument("model", help="a file that `rbf-jax train` wrote")
-        made.add_argument(
-            "--beta2", type=float, default=1.75, help="noise of a model with filters; 0: none (%(default)s)"
-        )
+        made.add_argument("--beta2", type=float, help=f"noise of a model with filters; 0: none ({BETA2})")
         made.add_argument("--seed", type=int, default=0, help="of all that is drawn (%(default)s)")
 
     made = command("fit-filters", "learn RBF filters from the training images", "fit-filters --out filters.npz")
@@ -62,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     made = command("train", "train a model, behind filters an rCNN", "train --filters filters.npz --out rcnn.npz")
     made.add_argument("--data", choices=SETS, default="embedded", help="which data (%(default)s)")
     made.add_argument("--filters", help="of `rbf-jax fit-filters`; without them a plain CNN is trained")
-    made.add_argument("--preset", choices=PRESETS, default="code", help="the reading of beta1 (%(default)s)")
+    made.add_argument("--preset", choices=PRESETS, help=f"the reading of beta1, with filters ({PRESET})")
     made.add_argument("--epochs", type=_positive, default=3, help="passes over the images (%(default)s)")
     made.add_argument("--batch-size", type=_positive, default=128, help="images in a step (%(default)s)")
     made.add_argument(
@@ -79,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--suite", choices=("quick", "autoattack"), default="quick", help="quick: FGSM, PGD, APGD (%(default)s)"
     )
-    made.add_argument("--draws", type=_positive, default=10, help="that a prediction with noise averages (%(default)s)")
+    made.add_argument("--draws", type=_positive, help=f"that a prediction with noise averages ({DRAWS})")
     made.add_argument("--out", help="also write the outcome of each image, .npz, for `rbf-jax report`")
 
     made = command("certify", "certify l2 radii by randomized smoothing", "certify rcnn.npz --sigma 0.3")
@@ -89,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--samples", type=_positive, default=10_000, help="for each image (%(default)s)")
     made.add_argument("--alpha", type=float, default=0.001, help="probability of a wrong certificate (%(default)s)")
 
-    made = command("report", "say what files of outcomes hold", "report rcnn-attacked.npz")
+    made = command("report", "say what files of outcomes hold", "report rcnn-attacked.npz", reads_data=False)
     made.add_argument("outcomes", nargs="+", help="files of `rbf-jax attack --out`, or ledgers of results/")
 
     command("info", "versions, devices and data", "info")

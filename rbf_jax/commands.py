@@ -36,6 +36,9 @@ NORMS = {norm.name: norm for norm in (Linf, L2, L1)}
 BUDGETS = {"mnist": {"linf": 0.3, "l2": 2.0, "l1": 15.0}, "cifar10": {"linf": 0.031, "l2": 1.0, "l1": 20.0}}
 """The paper's radii."""
 
+PRESET, BETA2, DRAWS = "code", 1.75, 10
+"""What holds where the user does not say: the reading of beta1, the noise, and the draws that are averaged."""
+
 CHECKED = 1_000
 """Test images that a trained model is tried on."""
 
@@ -43,9 +46,18 @@ CHECKED = 1_000
 class Loaded(NamedTuple):
     """A model from its file."""
 
+    path: str
     recipe: dict[str, Any]
     logits_fn: LogitsFn
     filters: RBFFilters | None
+
+    def beta2(self, asked: float | None) -> float:
+        """The noise that was asked for, or else that of the paper; none where there is no front end."""
+        if self.filters is not None:
+            return BETA2 if asked is None else asked
+        if asked:
+            raise ValueError(f"--beta2 needs a model with filters, and {self.path} has none: got {asked:g}")
+        return 0.0
 
     def defense(self, beta2: float, draws: int) -> Defense | None:
         """The defended model; None where there is no front end."""
@@ -76,7 +88,7 @@ def _load(path: str) -> Loaded:
     if recipe["filters"] is not None:
         means, variances = (np.asarray(values, np.float32) for values in recipe["filters"])
         filters = RBFFilters(jax.numpy.asarray(means), jax.numpy.asarray(variances))
-    return Loaded(recipe, models.logits_fn(network, variables), filters)
+    return Loaded(path, recipe, models.logits_fn(network, variables), filters)
 
 
 def _table(headings: Sequence[str], lines: Iterable[Sequence[object]]) -> str:
@@ -105,12 +117,15 @@ def fit_filters(arguments: argparse.Namespace) -> None:
 def train_model(arguments: argparse.Namespace) -> None:
     """`train.fit`, for a model with filters on the reconstructions; then its accuracy on test images."""
     network, checkpoints = SETS[arguments.data][0], as_path(f"{arguments.out}-checkpoints")
+    if arguments.preset and not arguments.filters:
+        raise ValueError(f"--preset is a reading of the front end: it needs --filters, got {arguments.preset}")
+    preset = arguments.preset or PRESET
     check_writable(arguments.out)
     images, labels = _examples(arguments.data, "train", arguments.data_dir)
     filters = load_filters(arguments.filters) if arguments.filters else None
     seconds = time.perf_counter()
     if filters is not None:
-        front = Partial(_rebuild, filters, PRESETS[arguments.preset].train)
+        front = Partial(_rebuild, filters, PRESETS[preset].train)
         images = evaluate.predict(jax.random.key(0), front, images, batch_size=500, progress="reconstructions")
     steps = max(1, len(images) // arguments.batch_size * arguments.epochs)
     variables, _ = train.fit(
@@ -129,7 +144,7 @@ def train_model(arguments: argparse.Namespace) -> None:
         "network": network,
         # In float32: float16, as the weights are kept, has no number as small as a variance may be.
         "filters": None if filters is None else [np.asarray(part).tolist() for part in filters],
-        "preset": arguments.preset,
+        "preset": preset,
         "epochs": arguments.epochs,
         "smoothing": arguments.smoothing,
         "seed": arguments.seed,
@@ -172,8 +187,12 @@ def attack(arguments: argparse.Namespace) -> None:
     found = _load(arguments.model)
     source = found.recipe["data"]
     images, labels = (array[: arguments.images] for array in _examples(source, "test", arguments.data_dir))
-    defense = found.defense(arguments.beta2, arguments.draws)
-    noisy = defense is not None and arguments.beta2 > 0
+    beta2 = found.beta2(arguments.beta2)
+    if arguments.draws and not beta2:
+        raise ValueError(f"--draws averages over noise, and this model is attacked without any: got {arguments.draws}")
+    draws = arguments.draws or DRAWS
+    defense = found.defense(beta2, draws)
+    noisy = defense is not None and beta2 > 0
     attacked = found.logits_fn if defense is None else defense.draw if noisy else defense.static
     budgets = BUDGETS["cifar10" if source == "cifar10" else "mnist"]
     norms = arguments.norm or ["linf"]
@@ -196,13 +215,13 @@ def attack(arguments: argparse.Namespace) -> None:
         union=False,
         progress=True,
     )
-    noise = f", beta2 = {arguments.beta2:g}, mean of {arguments.draws} draws" if noisy else ""
+    noise = f", beta2 = {beta2:g}, mean of {draws} draws" if noisy else ""
     print(f"\n{arguments.model} on {len(images)} test images of {source}{noise}; what is left:")
     lines = [(name, f"{100 * share.mean():.1f} %") for name, share in zip(result.names, result.survived, strict=True)]
     print(_table(("attack", "accuracy"), [*lines, ("worst of these", _share(result.robust))]))
     if arguments.out:
         facts = {"model": arguments.model, "attacks": list(suite), "seed": arguments.seed} | (
-            {"beta2": arguments.beta2, "draws": arguments.draws} if noisy else {}
+            {"beta2": beta2, "draws": draws} if noisy else {}
         )
         nothing = np.zeros((0, len(images)), bool)
         evaluate.save_outcomes(as_path(arguments.out), Outcomes(np.arange(len(images)), nothing, result.robust, facts))
@@ -218,8 +237,9 @@ def certify(arguments: argparse.Namespace) -> None:
     ceiling = smoothing.certified_radius(arguments.samples, arguments.samples, arguments.alpha, arguments.sigma)
     if ceiling == 0:
         raise ValueError(f"--samples is too few to certify anything at --alpha {arguments.alpha}: {arguments.samples}")
-    defense = found.defense(arguments.beta2, 1)
-    logits_fn = found.logits_fn if defense is None else defense.draw if arguments.beta2 > 0 else defense.static
+    beta2 = found.beta2(arguments.beta2)
+    defense = found.defense(beta2, 1)
+    logits_fn = found.logits_fn if defense is None else defense.draw if beta2 > 0 else defense.static
     radii = np.zeros(len(images))
     for i in range(len(images)):
         made = smoothing.certify(

@@ -39,8 +39,8 @@ def described(value: Any) -> str:
     Of a function that is in no installed library also its code and the globals that it names, and of a class, or an
     object of it, the methods and plain attributes likewise: a model that reads its weights from a global is another one
     when they change. Arrays count by their contents, a pytree by its leaves, an object of one's own class (or a
-    namespace) by its attributes, one of a library's class by that class and its name, if it has one. A function that
-    looks things up as it runs (a file, say) is not seen through.
+    namespace) by its attributes, one of a library's class by that class and its name or items, if it has them. A
+    function that looks things up as it runs (a file, say) is not seen through.
     """
     return hashlib.sha256("\n".join(_parts(value, frozenset())).encode()).hexdigest()
 
@@ -102,7 +102,10 @@ def _held(value: Any) -> list[Any]:
     if not (len(leaves) == 1 and leaves[0] is value):  # a pytree, as NNX modules are
         return leaves
     own = isinstance(value, types.SimpleNamespace) or not _is_library(type(value).__module__)
-    return [vars(value)] if own and hasattr(value, "__dict__") else []
+    if own:
+        return [vars(value)] if hasattr(value, "__dict__") else []
+    # A ConfigDict has items, but is no Mapping.
+    return [list(value.items())] if callable(getattr(value, "items", None)) else []
 
 
 def _is_library(module: str) -> bool:

@@ -215,6 +215,8 @@ def sample_reconstruction(
     - ``noise="per_patch"``: each patch draws its own samples. Their weighted sum is exactly ``N(sum_j w_j mu_j,
       sum_j w_j^2 s_j^2 I)``, so it is drawn from that, at the cost of one more matmul column.
 
+    Call it under ``jit``, as `reconstruct`; over many devices (``jax.set_mesh``) it must be.
+
     Args:
         key: one key, or one for each example, ``(B,)``.
         filters: the K filters.

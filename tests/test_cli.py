@@ -100,6 +100,21 @@ def test_a_plain_network(world, capsys):
     assert f"{100 * found.scoring.mean():.1f} %" in capsys.readouterr().out
 
 
+def test_options_that_would_do_nothing_are_refused(world, capsys):
+    """A network without filters has no noise and no reading of beta1, and a report reads no data."""
+    assert train("--preset", "code") == 2
+    assert "--preset is a reading of the front end: it needs --filters, got code" in capsys.readouterr().err
+    assert train() == 0
+    for command in ("attack", "certify"):
+        assert cli.main([command, "model.npz", "--beta2", "1.5"]) == 2
+        assert "--beta2 needs a model with filters, and model.npz has none: got 1.5" in capsys.readouterr().err
+    assert train("--filters", "filters.npz") == 0
+    assert cli.main(["attack", "model.npz", "--beta2", "0", "--draws", "5"]) == 2
+    assert "this model is attacked without any: got 5" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["report", "found.npz", "--data-dir", "data"])
+
+
 def test_a_defended_network(world, capsys):
     """Trained on what the filters rebuild, with the filters in its file; attacked and certified with noise."""
     assert train("--filters", "filters.npz", "--preset", "paper") == 0

@@ -13,6 +13,7 @@ import pytest
 from attack_helpers import mlp
 from flax import nnx
 from jax.tree_util import Partial
+from ml_collections import ConfigDict
 
 from rbf_jax import RBFFilters, attacks, defend
 from rbf_jax.identity import described
@@ -74,6 +75,8 @@ def things():
         "with another attribute": closing_over(Scaled(2.0)),
         "a namespace": closing_over(types.SimpleNamespace(sign=1)),
         "another namespace": closing_over(types.SimpleNamespace(sign=-1)),
+        "a configuration": closing_over(ConfigDict({"model": {"width": 8}})),
+        "another configuration": closing_over(ConfigDict({"model": {"width": 16}})),
         "a ufunc": closing_over(np.sin),
         "another ufunc": closing_over(np.cos),
         "a flag": (True, 1),
