@@ -1,8 +1,10 @@
 """Files that are never half-written, and damaged ones that are refused with a way out."""
 
 import contextlib
+import errno
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,8 +22,13 @@ def as_path(path: str | os.PathLike[str]) -> Path:
     """A path on this machine, with ``~``, or one in an object store: ``gs://``, ``s3://``, ``az://``.
 
     These need the store's client: ``pip install rbf_jax[cloud]`` brings that of gs.
+
+    Raises:
+        ValueError: a store's address that was a `pathlib.Path`, which makes one slash of two.
     """
     if not is_remote(path):
+        if re.match(r"[a-z0-9]{2,}:/[^/]", os.fspath(path)):
+            raise ValueError(f"an address in an object store must be a string, gs://..., got {path!r}")
         return Path(path).expanduser()
     from etils import epath
 
@@ -42,9 +49,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     path = as_path(path)
     if is_remote(path):
         with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder) / path.name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes((Path(folder) / path.name).read_bytes())
+            temporary = Path(folder) / path.name
+            yield temporary
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(temporary.read_bytes())
+            except Exception as error:  # of any class: each store's client has its own
+                raise OSError(f"cannot write {path} ({type(error).__name__}: {error})") from error
         return
     temporary = None
     try:
@@ -53,6 +64,9 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.close(handle)
         temporary = Path(name)
         yield temporary
+        # Renamed before its content is on the disk, a power cut would leave an empty file under the name.
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
         # mkstemp makes files that only their owner may read; give the mode that an ordinary open() would have.
         mask = os.umask(0)
         os.umask(mask)
@@ -80,7 +94,19 @@ class _EnoughError(Exception):
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raises OSError where the file could not be written now: before the work, not after it. Makes its folder."""
+    """Raises OSError where the file could not be written now: before the work, not after it. Makes its folder.
+
+    In an object store, where writing is the only way to find out, it leaves an empty file beside it for a moment.
+    """
+    path = as_path(path)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, f"cannot write {path} (it is a folder): name a file")
+    if is_remote(path):
+        probe = path.parent / f".{path.name}.tmp"
+        with replacing(probe) as temporary:
+            temporary.touch()
+        probe.unlink()
+        return
     with contextlib.suppress(_EnoughError), replacing(path):
         raise _EnoughError
 
@@ -157,13 +183,14 @@ def read_npz(path: str | os.PathLike[str], kind: str, way_out: str) -> dict[str,
 
     Raises:
         FileNotFoundError: no such file.
+        PermissionError, ConnectionError, TimeoutError: it cannot be read now.
         ValueError: the file is damaged or something else.
     """
     try:
         # Opened here: NumPy leaves a file that it cannot read open.
         with as_path(path).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             return {name: stored[name] for name in stored.files}
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError, ConnectionError, TimeoutError):
         raise
     except Exception as error:  # zipfile, zlib, tokenize and NumPy itself: damaged bytes raise a dozen classes
         raise ValueError(f"{path} is not {kind}, or damaged: {error}. {way_out}") from error

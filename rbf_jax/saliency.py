@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from rbf_jax.attacks import cross_entropy
+from rbf_jax.attacks import cross_entropy, exact
 from rbf_jax.checks import check_images, check_labels
 from rbf_jax.types import Array, Key, LogitsFn
 
@@ -18,7 +18,7 @@ def loss_gradients(key: Key, logits_fn: LogitsFn, images: Array, labels: Array) 
         labels: int32 ``(B,)``.
 
     Returns:
-        Gradients ``(B, H, W, C)``.
+        Gradients ``(B, H, W, C)``; 0 where one is NaN, at most `attacks.gradients.STEEPEST`.
 
     Raises:
         ValueError: images or labels out of range.
@@ -27,13 +27,7 @@ def loss_gradients(key: Key, logits_fn: LogitsFn, images: Array, labels: Array) 
     """
     check_images(images)
     check_labels(labels, images.shape[0])
-
-    def loss(images: Array) -> Array:
-        logits = logits_fn(key, images)
-        check_labels(labels, images.shape[0], logits.shape[-1])
-        return cross_entropy(logits, labels, None).sum()
-
-    return jax.grad(loss)(images)
+    return exact.look(key, logits_fn, cross_entropy, images, labels, None, with_gradient=True).gradient
 
 
 def losses_along(
@@ -63,9 +57,8 @@ def losses_along(
         raise ValueError(f"directions must have the images' shape {images.shape}, got {directions.shape}")
 
     def at(distance: Array) -> Array:
-        logits = logits_fn(key, jnp.clip(images + distance * directions, 0, 1))
-        check_labels(labels, images.shape[0], logits.shape[-1])
-        return cross_entropy(logits, labels, None)
+        moved = jnp.clip(images + distance * directions, 0, 1)
+        return exact.look(key, logits_fn, cross_entropy, moved, labels, None, with_gradient=False).loss
 
     return jax.lax.map(at, distances)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rbf_jax.files import read_npz, replacing
+from rbf_jax.files import as_path, check_writable, read_npz, replacing
 
 
 @pytest.fixture
@@ -98,6 +98,46 @@ def test_a_full_disk_names_the_file(path):
     assert str(path) in str(error.value)
     assert path.read_text() == "old"
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_content_is_on_the_disk_before_the_name(path, monkeypatch):
+    """Else a power cut could leave an empty file under it."""
+    synced, original = [], os.fsync
+
+    def fsync(handle):
+        synced.append((Path(f"/proc/self/fd/{handle}").resolve().read_text(), path.read_text()))
+        original(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+    assert synced == [("new", "old")]
+
+
+def test_a_folder_is_no_file_to_write(tmp_path):
+    with pytest.raises(IsADirectoryError, match=f"cannot write {tmp_path} .*: name a file"):
+        check_writable(tmp_path)
+    check_writable(tmp_path / "deep" / "a.npz")
+    assert [entry.name for entry in tmp_path.rglob("*")] == ["deep"]
+
+
+def test_an_address_that_lost_a_slash_is_refused():
+    """As a pathlib.Path it would be a folder ``gs:`` of this machine."""
+    with pytest.raises(ValueError, match="must be a string, gs://"):
+        as_path(Path("gs://bucket/run"))
+    assert as_path("a:/b") == Path("a:/b")
+
+
+def test_read_npz_does_not_call_a_file_damaged_that_cannot_be_read_now(tmp_path, monkeypatch):
+    np.savez(tmp_path / "x.npz", a=np.ones(2))
+    for error in (PermissionError, ConnectionError, TimeoutError):
+
+        def refuse(*_, error=error, **__):
+            raise error("not now")
+
+        monkeypatch.setattr(np, "load", refuse)
+        with pytest.raises(error, match="not now"):
+            read_npz(tmp_path / "x.npz", "a ledger", "Remove it")
 
 
 def test_read_npz_reads_all_arrays(tmp_path):

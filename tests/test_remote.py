@@ -57,6 +57,22 @@ def test_a_file_appears_when_it_is_whole():
     assert path.read_text() == "whole"
 
 
+def test_a_store_that_cannot_be_written_is_known_before_the_work(monkeypatch):
+    path = files.as_path("gs://bucket/checked/a.npz")
+    files.check_writable(path)
+    assert not path.exists()
+    assert list(path.parent.iterdir()) == []
+
+    def refuse(*_, **__):
+        raise RuntimeError("no such bucket")  # a client's own class
+
+    monkeypatch.setattr(Store, "_open", refuse)
+    with pytest.raises(
+        OSError, match=r"cannot write gs://bucket/checked/\.a\.npz\.tmp \(RuntimeError: no such bucket"
+    ):
+        files.check_writable(path)
+
+
 def test_a_run_directory():
     config = ml_collections.ConfigDict({"models": ("cnn",), "seed": 0})
     run = rundir.open_run(files.as_path(FOLDER), config)

@@ -48,6 +48,21 @@ def test_gradient_of_a_sure_model(weights):
     np.testing.assert_allclose(np.asarray(found).reshape(5, -1), np.tile(expected, (5, 1)), rtol=1e-4)
 
 
+def test_gradient_of_a_sure_model_in_half_precision(weights, images):
+    """At margins where the slope of the cross-entropy is below all of float16's numbers."""
+    scaled = jnp.asarray(weights, jnp.float16)
+
+    def logits_fn(key, x):
+        del key
+        bias = jnp.asarray([25.0, 0, 0, 0, 0, 0], jnp.float16)
+        return x.astype(jnp.float16).reshape(len(x), -1) @ scaled * 0.01 + bias
+
+    found = loss_gradients(jax.random.key(0), logits_fn, images, jnp.zeros(5, jnp.int32))
+    others = (float64(scaled)[:, 1:] - float64(scaled)[:, :1]).sum(-1) * 0.01
+    shares = np.asarray(found).reshape(5, -1) / others
+    np.testing.assert_allclose(shares, np.exp(-25), rtol=0.5)
+
+
 def test_gradient_equals_finite_differences(weights, images):
     def logits(x, xp):
         return xp.tanh(3 * x.reshape(len(x), -1) - 1) @ weights

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from rbf_jax.attacks.driver import Best, Iterative, Problem, better, choose, is_misled, no_best
+from rbf_jax.attacks.driver import Best, Iterative, Problem, better, choose, handicapped, is_misled, no_best
 from rbf_jax.attacks.gradients import Estimator, Look, exact, fold_in
 from rbf_jax.attacks.losses import Loss, hinge
 from rbf_jax.attacks.norms import L2, Linf, per_example
@@ -22,9 +22,7 @@ SCALE = 0.99
 
 def judged(seen: Look, p: Problem, measure: Array, confidence: float) -> Look:
     """A look for `better`: the least measure is best, and misled is only what is so by the confidence."""
-    aim, handicap = (p.labels, confidence) if p.targets is None else (p.targets, -confidence)
-    at_aim = aim[:, None] == jnp.arange(seen.logits.shape[-1])
-    return seen._replace(loss=-measure, logits=seen.logits + jnp.where(at_aim, handicap, 0.0))
+    return seen._replace(loss=-measure, logits=handicapped(seen.logits, p, confidence))
 
 
 def look_at_clean(

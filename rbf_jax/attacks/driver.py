@@ -60,6 +60,12 @@ def is_misled(logits: Array, labels: Array, targets: Array | None) -> Array:
     return misled & ~jnp.isnan(logits).any(-1)
 
 
+def handicapped(logits: Array, p: Problem, by: Array | float) -> Array:
+    """The logits with the attack behind: the label's raised, or the target's lowered, by a margin, ``(B, 1)``."""
+    aim, added = (p.labels, by) if p.targets is None else (p.targets, -by)
+    return logits + jnp.where(aim[:, None] == jnp.arange(logits.shape[-1]), added, 0.0)
+
+
 def no_best(images: Array) -> Best:
     """Before the first iterate: the images themselves, which anything replaces."""
     none = jnp.zeros(images.shape[:1], jnp.int32)

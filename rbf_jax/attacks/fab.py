@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from rbf_jax.attacks.boundary import linearise, to_hyperplane, wrong_classes
-from rbf_jax.attacks.driver import Best, Iterative, Problem, better, is_misled, no_best
+from rbf_jax.attacks.driver import Best, Iterative, Problem, better, handicapped, is_misled, no_best
 from rbf_jax.attacks.gradients import Look, exact, fold_in, logits_at
 from rbf_jax.attacks.losses import likely_classes, margin
 from rbf_jax.attacks.norms import per_example
@@ -31,8 +31,7 @@ class _State(NamedTuple):
 def _behind(logits: Array, p: Problem) -> Array:
     """The logits with the attack a bit behind: whoever scores the image again rounds in another way."""
     bit = BEYOND_ROUNDING * jnp.abs(logits.max(-1, keepdims=True))
-    towards = jax.nn.one_hot(p.labels if p.targets is None else p.targets, logits.shape[-1])
-    return logits + (bit if p.targets is None else -bit) * towards
+    return handicapped(logits, p, bit)
 
 
 def fab(

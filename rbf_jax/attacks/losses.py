@@ -96,5 +96,4 @@ def likely_classes(logits: Array, labels: Array, count: int) -> Array:
     if classes <= count:
         told = f"apgd_t(classes={classes - 1}), autoattack(classes={classes})"
         raise ValueError(f"classes must be below the model's {classes}, got {count}: name them, as {told}")
-    own = labels[:, None] == jnp.arange(logits.shape[-1])
-    return jax.lax.top_k(jnp.where(own, -jnp.inf, logits), count)[1].astype(jnp.int32)
+    return jax.lax.top_k(_others(logits, labels), count)[1].astype(jnp.int32)

@@ -1,7 +1,6 @@
 """MNIST and CIFAR-10 as NumPy arrays: prepared once as tensorflow-datasets (without TensorFlow), then read in seconds.
 
-Of what is not in the standard library, importing this package imports NumPy alone; the other libraries are imported
-where they are used.
+Its modules import NumPy and the standard library alone; the other libraries are imported where they are used.
 """
 
 from rbf_jax.data.download import download

@@ -157,6 +157,7 @@ def _attack(attack: Any, logits_fn: LogitsFn, key: Key, rows: Array, arguments: 
     return parallel.per_device(on_device)(rows, arguments)
 
 
+@jax.jit
 def _pose(attack: Iterative, key: Key, rows: Array, arguments: dict[str, Array]) -> Problem:
     def on_device(rows: Array, arguments: dict[str, Array]) -> Problem:
         return attack.pose(_fold_in(key, rows), **arguments)

@@ -9,6 +9,7 @@ import numpy as np
 
 from rbf_jax import attacks, parallel
 from rbf_jax.attacks import Composed, Iterative
+from rbf_jax.attacks.checks import differ
 from rbf_jax.checks import check_images, check_labels, check_single_key
 from rbf_jax.evaluate.batched import indices, predict, run_attack, survival
 from rbf_jax.evaluate.ledger import Parts
@@ -109,13 +110,17 @@ def run_suite(
     selection, scoring = redraws if random else (1, 1)
     attack_key, select_key, score_key = jax.random.split(key, 3)
 
-    def score(key: Key, moved: Array, live: np.ndarray, count: int) -> np.ndarray:
-        return survival(key, judge, moved, labels[live], redraws=count, rows=rows[live], batch_size=size)
+    def kept(*names: str) -> Parts | None:
+        facts = {"attack": names[0], "union": union}
+        return None if directory is None else Parts(as_path(directory).joinpath(*names), facts)
+
+    def score(key: Key, moved: Array, live: np.ndarray, count: int, parts: Parts | None = None) -> np.ndarray:
+        return survival(key, judge, moved, labels[live], redraws=count, rows=rows[live], batch_size=size, parts=parts)
 
     everything = np.arange(total)
     survived = np.full((len(names), total), np.nan)
-    survived[0] = score(select_key, images, everything, selection).mean(0)
-    if not random and _draws_noise(logits_fn, images[:32]):
+    survived[0] = score(select_key, images, everything, selection, kept("clean", "scores")).mean(0)
+    if not random and differ(*(predict(jax.random.key(seed), logits_fn, images[:32]) for seed in (0, 1))):
         raise ValueError("logits_fn gives other logits under another key: name the judge of its noise, judge=")
     worst, restart, moved = np.zeros(total, int), np.zeros(total, int), images.copy()
     distance, passes = np.zeros(total), np.zeros((2, len(names), total), int)
@@ -124,7 +129,6 @@ def run_suite(
         live = np.flatnonzero(least > 0) if union else everything
         if not len(live):
             break
-        parts = None if directory is None else Parts(as_path(directory) / name, {"attack": name, "union": union})
         found = run_attack(
             jax.random.fold_in(attack_key, number),
             attack,
@@ -134,10 +138,11 @@ def run_suite(
             rows=rows[live],
             leave=union and not random,
             batch_size=size,
-            parts=parts,
+            parts=kept(name),
             progress=name if progress else None,
         )
-        share = score(jax.random.fold_in(select_key, number), found.images, live, selection).mean(0)
+        select = jax.random.fold_in(select_key, number)
+        share = score(select, found.images, live, selection, kept(name, "scores")).mean(0)
         survived[number, live] = share
         passes[:, number, live] = found.forwards, found.backwards
         # Right on all selection redraws is not right on all: of equals an attack's image is worse than the clean one.
@@ -147,13 +152,6 @@ def run_suite(
         restart[at], distance[at] = found.restart[lower], found.distance[lower]
     robust = score(score_key, moved, everything, scoring)
     return SuiteResult(names, ("", *norm_names.values()), survived, worst, restart, distance, moved, robust, *passes)
-
-
-def _draws_noise(logits_fn: LogitsFn, images: np.ndarray) -> bool:
-    """Whether the logits of some images depend on the key, by more than rounding."""
-    first, second = (predict(jax.random.key(seed), logits_fn, images) for seed in (0, 1))
-    size = np.abs(np.where(np.isfinite(first), first, 0)).max()
-    return not np.allclose(first, second, rtol=0, atol=1e-3 * size, equal_nan=True)
 
 
 def _norm_name(name: str, attack: Attack) -> str:

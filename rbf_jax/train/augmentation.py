@@ -150,5 +150,8 @@ def _chain(first, second, key, rows, images, labels):
 
 
 def chain(first: Augmentation, second: Augmentation) -> Augmentation:
-    """One after the other; the second sees the batch that the first returned."""
+    """One after the other; the second sees the batch that the first returned, and the rows that the first was given.
+
+    So what takes rows (`flip_and_shift`) comes before what adds images (`add_noisy`).
+    """
     return Partial(_chain, first, second)

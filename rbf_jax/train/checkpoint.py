@@ -163,9 +163,13 @@ def save_weights(path: str | Path, variables: Variables, recipe: dict[str, Any])
         model that was measured.
 
     Raises:
-        ValueError: a weight beyond float16's range.
+        ValueError: a weight beyond float16's range, or variables of another kind, as those of NNX modules are.
     """
     flat = jax.tree_util.tree_flatten_with_path(variables)[0]
+    for path_of, _ in flat:
+        if not all(isinstance(key, jax.tree_util.DictKey) for key in path_of):
+            name = jax.tree_util.keystr(path_of)
+            raise ValueError(f"variables must be nested dictionaries, as those of models.from_linen, got {name}")
     with np.errstate(over="ignore"):
         half: dict[str, Any] = {"/".join(key.key for key in path): np.asarray(x, np.float16) for path, x in flat}
     for name, value in half.items():
@@ -189,7 +193,10 @@ def load_weights(path: str | Path) -> tuple[Variables, dict[str, Any]]:
     stored = read_npz(path, "a file of weights", way_out)
     if "recipe" not in stored:
         raise ValueError(f"{path} is not a file of weights: it has no recipe. {way_out}")
-    recipe = json.loads(str(stored.pop("recipe")))
+    try:
+        recipe = json.loads(str(stored.pop("recipe")))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a file of weights: its recipe is no JSON ({error}). {way_out}") from error
     flat = {name: np.asarray(value, np.float32) for name, value in stored.items()}
     variables: Variables = {}
     for name, value in flat.items():

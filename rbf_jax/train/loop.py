@@ -215,9 +215,10 @@ def fit(
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "images": [*images.shape, zlib.crc32(np.ascontiguousarray(images).data)],
         "labels": zlib.crc32(np.ascontiguousarray(labels).data),
-        "epochs": epochs,
-        "batch_size": batch_size,
-        "smoothing": smoothing,
+        # Plain numbers: NumPy's are none of JSON's.
+        "epochs": int(epochs),
+        "batch_size": int(batch_size),
+        "smoothing": float(smoothing),
     }
     if checkpoints is not None:
         how = {"network": classifier.apply, "optimizer": optimizer, "attack": attack, "epsilon": epsilon}

@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from scipy.special import log_softmax, logsumexp, softmax
 
 from rbf_jax import attacks, evaluate
+from rbf_jax.attacks.checks import differ
 from rbf_jax.attacks.gradients import fold_in
 
 KEY = jax.random.key(2)
@@ -137,6 +138,15 @@ def test_noise_needs_eot():
         KEY, model, images, labels, norm=attacks.Linf, epsilon=0.06, large_epsilon=0.5, steps=2, queries=10
     )
     assert flags["randomness"].raised
+
+
+def test_rounding_is_no_randomness():
+    """Programs that add up in another order do not make a model a randomised one."""
+    logits = np.random.default_rng(0).normal(size=(8, 10)).astype(np.float32)
+    assert not differ(logits, logits + 1e-6)
+    assert not differ(np.full_like(logits, np.nan), np.full_like(logits, np.nan))
+    assert differ(logits, logits + 0.1)
+    assert differ(logits, np.full_like(logits, np.nan))
 
 
 def _mean_of(model, key, images):

@@ -281,7 +281,7 @@ def test_kept_parts_lie_in_the_home_where_that_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     model, images, labels = problem()
     evaluate.run_suite(KEY, suite(), model, images, labels, directory="~/kept", batch_size=8)
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["fgsm", "l2", "pgd"]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["clean", "fgsm", "l2", "pgd"]
     with pytest.raises(ValueError, match="holds another computation"):
         evaluate.run_suite(jax.random.key(99), suite(), model, images, labels, directory="~/kept", batch_size=8)
 
@@ -306,7 +306,7 @@ def test_a_stopped_suite_goes_on(tmp_path, monkeypatch):
     found = evaluate.run_suite(*arguments, batch_size=16, directory=tmp_path)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["fgsm", "l2", "pgd"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["clean", "fgsm", "l2", "pgd"]
 
     def refuse(*_, **__):
         raise AssertionError("computed once more")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from rbf_jax import models, train
 from rbf_jax.train import checkpoint
@@ -184,12 +185,22 @@ def test_weights_beyond_float16_are_refused(tmp_path):
     assert not (tmp_path / "w.npz").exists()
 
 
+def test_weights_of_nnx_modules_are_refused(tmp_path):
+    classifier = models.from_nnx(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
+    with pytest.raises(ValueError, match=r"variables must be nested dictionaries, as those of models\.from_linen, got"):
+        train.save_weights(tmp_path / "w.npz", classifier.init(jax.random.key(0), (2,)), {})
+    assert not (tmp_path / "w.npz").exists()
+
+
 def test_no_weights(tmp_path):
     with pytest.raises(FileNotFoundError):
         train.load_weights(tmp_path / "none.npz")
     np.savez(tmp_path / "other.npz", x=np.ones(2))
     with pytest.raises(ValueError, match=r"other\.npz is not a file of weights"):
         train.load_weights(tmp_path / "other.npz")
+    np.savez(tmp_path / "recipe.npz", recipe=np.array("none"))
+    with pytest.raises(ValueError, match=r"recipe\.npz is not a file of weights: its recipe is no JSON"):
+        train.load_weights(tmp_path / "recipe.npz")
     (tmp_path / "text.npz").write_text("not a zip")
     with pytest.raises(ValueError, match=r"text\.npz is not a file of weights, or damaged"):
         train.load_weights(tmp_path / "text.npz")

@@ -195,6 +195,28 @@ def test_a_signal_in_the_middle_of_an_epoch_takes_effect_after_a_checkpoint(exam
     assert_same(fit(examples, checkpoints=tmp_path), fit(examples))
 
 
+def test_an_ignored_signal_stops_nothing(examples, tmp_path, monkeypatch):
+    """A shell's script starts what is in its background so that Ctrl-C passes it by."""
+    original = loop._check_finite
+
+    def check(values, epoch):
+        signal.raise_signal(signal.SIGINT)
+        original(values, epoch)
+
+    monkeypatch.setattr(loop, "_check_finite", check)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        fit(examples, checkpoints=tmp_path)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_numpys_numbers_are_numbers(examples, tmp_path):
+    arguments = {"epochs": np.int64(1), "batch_size": np.int32(8), "smoothing": np.float32(0.1)}
+    fit(examples, checkpoints=tmp_path, **arguments)
+
+
 CHILD = """
 import sys, numpy as np, optax
 sys.path[:0] = {folders!r}
