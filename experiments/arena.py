@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 from jax.tree_util import Partial
 
-from experiments import contests, evaluation, jobs, learn
+from experiments import contest_jobs, contests, evaluation, jobs, learn
 from experiments.catalogue import NORMS, first_budget, warmed
 from experiments.learn import Examples
 from experiments.provenance import provenance
@@ -124,7 +124,15 @@ def known(norm: Norm, epsilon: float) -> dict[str, Iterative | Composed]:
 
 
 def meet(
-    name: str, number: int, suite: Suite, targets: Examples, rows: np.ndarray, batch_size: int, seed: int, folder: Path
+    name: str,
+    number: int,
+    suite: Suite,
+    targets: Examples,
+    rows: np.ndarray,
+    batch_size: int,
+    seed: int,
+    folder: Path,
+    facts: dict[str, Any],
 ) -> Outcomes:
     """An attack on all examples and its score, from its ledger where that is there.
 
@@ -137,9 +145,10 @@ def meet(
         batch_size: images at a time.
         seed: of all keys.
         folder: for ledgers and finished batches.
+        facts: what else determines the outcomes.
     """
     path = folder / "ledger" / f"{slug(suite.title)}-{slug(name)}.npz"
-    determined: dict[str, Any] = {
+    determined: dict[str, Any] = facts | {
         "attack": name,
         "suite": suite.title,
         "budget": list(suite.budget),
@@ -190,7 +199,7 @@ def meet(
 
 def job() -> None:
     """Runs both suites and says what each attack left, and the worst of them for each example."""
-    run, name, count = jobs.open_run(), str(MODEL.value), contests.IMAGES.value or 200
+    run, name, count = jobs.open_run(), str(MODEL.value), contest_jobs.IMAGES.value or 200
     config = run.config
     examples = learn.load(config, jobs.DATA_DIR.value)
     filters = learn.fit_filters(run, examples, RECIPES[name].filters)
@@ -212,24 +221,25 @@ def job() -> None:
         Suite("known noise", known(norm, epsilon), under_one_draw, under_one_draw, (1, 1), budget),
     )
     folder = run.directory / "arena" / f"{name}-{count}"
+    facts = {"draws": config.draws, "source weights": evaluate.fingerprint(source)}
     settings = {
         "kind": "arena",
         "model": name,
         "set": config.set,
         "norm": norm_name,
         "epsilon": epsilon,
-        "N": count,
+        "N": len(rows),
         "beta2": config.beta2,
         "draws": config.draws,
     }
     for suite in suites:
         met = []
         for number, attack in enumerate(("clean", *suite.attacks)):
-            met.append(meet(attack, number, suite, targets, rows, config.attack.batch_size, config.seed, folder))
+            met.append(meet(attack, number, suite, targets, rows, config.attack.batch_size, config.seed, folder, facts))
             left, union = (100 * right.mean() for right in (met[-1].scoring, contests.union(met)))
             print(f"{attack}: leaves {left:.1f} %, the worst of all so far {union:.1f} %", flush=True)
             if jobs.PUBLISH.value:  # each at once: on a machine that is taken away, nothing else stays
-                jobs.publish_contest(f"arena_{name}", settings, folder / "ledger")
+                contest_jobs.publish_contest(f"arena_{name}", settings, folder / "ledger")
 
 
 if __name__ == "__main__":

@@ -226,7 +226,7 @@ def _cell(config: Config, model: str, item: str, norm: str, epsilon: float, most
     if beta2 and float(beta2) == config.beta2:
         beta2 = ""
     crafted_on = (KINDS[kind].form or RECIPES[source or model].gradient_form) if norm else ""
-    level = f"@{beta2}" if beta2 else ""
+    level = f"@{float(beta2):g}" if beta2 else ""
     scored_on = recipe.scored_on
     if recipe.defended and noisy:
         scored_on = (f"predict{level}",)

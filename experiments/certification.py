@@ -22,7 +22,7 @@ from experiments.evaluation import Models, drawn
 from experiments.learn import Examples
 from experiments.provenance import provenance
 from experiments.recipes import RECIPES
-from experiments.results import BETA2, PAPER, check_one_weight, measured, percent, quoted_number
+from experiments.results import BETA2, PAPER, check_one_weight, measured, percent, quoted
 from experiments.rundir import Config, Run
 from rbf_jax import evaluate
 from rbf_jax.certify import ABSTAIN, certified_radius, certify, predicted_class
@@ -256,7 +256,7 @@ def _row(record: Certificates, data_set: str, radii: Sequence[float], beta2: flo
 def table(rows: Iterable[dict[str, Any]]) -> tuple[list[str], list[dict[str, str]]]:
     """Headings and lines: one line for each setting, the paper's numbers beside; the rows are of `make_rows`."""
     rows = list(rows)
-    quoted = {at["radius"] for row in rows for at in row["certified"] if at["paper"] is not None}
+    in_paper = {at["radius"] for row in rows for at in row["certified"] if at["paper"] is not None}
     lines = []
     for row in rows:
         line = {
@@ -268,9 +268,8 @@ def table(rows: Iterable[dict[str, Any]]) -> tuple[list[str], list[dict[str, str
         for at in row["certified"]:
             radius, above = f"{at['radius']:g}", at["accuracy"] is None
             line[f"radius {radius}"] = f"above the ceiling {row['ceiling']:.3f}" if above else percent(at)
-            if at["radius"] in quoted:
-                bare = above and at["paper"] is not None
-                line[f"paper's {radius}"] = f"{at['paper']:.1f}" if bare else quoted_number(at)
+            if at["radius"] in in_paper:
+                line[f"paper's {radius}"] = quoted(None if above else at, at["paper"])
         line |= {"abstained": f"{row['abstained']:.1f}", "mean radius": f"{row['mean radius']:.3f}"}
         line |= {"ceiling": f"{row['ceiling']:.3f}", "PREDICT": percent(row["prediction"])}
         lines.append(line | {"PREDICT abstained": f"{row['prediction']['abstained']:.1f}"})

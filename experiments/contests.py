@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from absl import flags
 
 from experiments import results
 from experiments.catalogue import ball
@@ -14,13 +13,6 @@ from experiments.report import format_table
 from rbf_jax import evaluate
 from rbf_jax.evaluate import Outcomes
 from rbf_jax.files import read_json
-
-IMAGES = flags.DEFINE_integer(
-    "images",
-    None,
-    "how many test images are attacked (arena: 200, drawn as for the tables; robust_net: the first 10,000)",
-    lower_bound=1,
-)
 
 SPENT = ("forward passes an image", "backward passes an image", "seconds an image")
 

@@ -64,7 +64,7 @@ def training(run: Run, examples: learn.Data, models: Sequence[str], speed: Speed
     """Filters and models that are still to be learned."""
     config, noise, total = run.config, run.config.noise, len(examples.train.labels)
     stages = []
-    if not (run.directory / "filters.npz").exists():
+    if not learn.filters_path(run).exists() and any(RECIPES[name].defended for name in models):
         stages.append(("filters", 0.6 * speed.rebuild * 750 * config.em.steps))
     for name in models:
         if learn.weights_path(run, name).exists():

@@ -1,7 +1,6 @@
 """What the entry points share: their flags, the run directory, and how they fail."""
 
 import contextlib
-import json
 import os
 import sys
 import threading
@@ -17,8 +16,8 @@ from ml_collections import config_flags
 from experiments import learn, rundir, tables
 from experiments.provenance import ROOT, published_as
 from experiments.recipes import RECIPES
-from rbf_jax import checks, parallel, rbf
-from rbf_jax.files import as_path, copy_file, read_json, replacing
+from rbf_jax import PRESETS, checks, parallel, rbf
+from rbf_jax.files import as_path, copy_file, read_json
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configuration file, :PROFILE behind it")
 WORKDIR = flags.DEFINE_string("workdir", None, "run directory (default: a folder of $WORKDIR)")
@@ -50,6 +49,9 @@ def open_run() -> rundir.Run:
     config = CONFIG.value
     for name in config.models:
         checks.check_choice(name, "config.models", tuple(RECIPES))
+    for name, allowed in (("preset", PRESETS), ("network", learn.NETWORKS)):
+        checks.check_choice(config[name], f"config.{name}", tuple(allowed))
+    checks.check_choice(config.em.rules, "config.em.rules", tuple(learn.RULES))
     run = rundir.open_run(run_directory(f"{config.set}-{config.profile}"), config)
     if FILTERS.value:
         rbf.save(learn.filters_path(run, "released"), rbf.load(FILTERS.value))
@@ -78,6 +80,8 @@ def publish(run: rundir.Run, models: Sequence[str], files: Sequence[Path]) -> No
         for path in directory.glob(f"{folder}/*.npz"):
             if path.name.split("-")[0] in models and path.relative_to(directory) not in files:
                 path.unlink()
+    for path in directory.glob("studies/*.json") if measured else ():
+        path.unlink()
     if any(path.parent.name == "figures" for path in files):
         for path in directory.glob("figures/*.png"):
             path.unlink()
@@ -99,24 +103,6 @@ def _check_weights(run: rundir.Run, directory: Path, name: str) -> None:
             f"{directory} holds what was measured of other weights of {name} ({ledgers[0].name}): publish the whole "
             f"run, or remove these ledgers. The new weights are {weights}"
         )
-
-
-def publish_contest(name: str, settings: dict[str, Any], folder: Path) -> None:
-    """Copies the ledgers of a folder into ``results/NAME/``, says what they are of, and makes the tables.
-
-    Args:
-        name: of the folder in ``results/``.
-        settings: what all attacks have in common, and their ``kind`` of page.
-        folder: with the ledgers.
-    """
-    if jax.process_index() > 0:
-        return
-    target = ROOT / "results" / name
-    for path in sorted(folder.glob("[!.]*.npz")):
-        copy_file(path, target / "ledger" / path.name)
-    with replacing(target / "settings.json") as temporary:
-        temporary.write_text(json.dumps(settings, indent=1) + "\n")
-    tables.main()
 
 
 def giving_back(items: Iterable[Any], every: int) -> Iterator[Any]:

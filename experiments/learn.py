@@ -50,6 +50,9 @@ def load(config: Config, data_dir: str | None) -> Data:
         splits = data.load_embedded()
     else:
         splits = {split: data.load(config.set, f"{split}[:{counts[split]}]", data_dir) for split in ("train", "test")}
+    for split, found in splits.items():
+        if counts[split] > len(found.labels):
+            raise ValueError(f"config.examples.{split} must be at most {len(found.labels)}, got {counts[split]}")
 
     def part(split: Split, rows: slice) -> Examples:
         return Examples(data.as_float(split.images[rows]), split.labels[rows])
@@ -229,7 +232,9 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
         log=lambda record: run.log({"stage": "train", "model": name} | record),
         progress=f"training {name}",
     )
-    seconds = [r["seconds"] for r in run.records() if (r.get("stage"), r.get("model")) == ("train", name)]
+    # Of the last training of this name; an epoch that was cut short says its own speed.
+    trained = [r for r in run.records() if (r.get("stage"), r.get("model")) == ("train", name)][-epochs(config, name) :]
+    seconds = [batches * config.train.batch_size / r["images_per_second"] for r in trained]
     record = provenance() | {
         "model": name,
         "recipe": recipe._asdict(),
@@ -241,8 +246,9 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
 
 
 def bank_epoch(config: Config, name: str) -> int:
-    """The epoch before which the noise bank of CNN+ or rCNN+ is made."""
-    return int(config.noise.bank_share * epochs(config, name))
+    """The epoch before which the noise bank of CNN+ or rCNN+ is made; never by an untrained network if it can be."""
+    total = epochs(config, name)
+    return max(int(config.noise.bank_share * total), min(1, total - 1))
 
 
 def noise_bank(
@@ -255,9 +261,10 @@ def noise_bank(
     if not path.exists():
         if not make:
             raise ValueError(f"{path} is gone, and the model that made it has been trained on since. {way_out}")
-        count, began = min(config.noise.bank_examples, len(examples.train.labels)), time.perf_counter()
+        count = min(config.noise.bank_examples, len(examples.train.labels))
         # Through the front end of the test, which is the one that attacks will meet.
         images, labels = examples.train.images[:count], examples.train.labels[:count]
+        parts = evaluate.Parts(folder / f"{name}-bank", {"noise": config.noise.to_dict()})
         result = evaluate.run_attack(
             jax.random.key(config.seed),
             attacks.pgd(attacks.Linf, epsilon=config.noise.limit, steps=config.noise.bank_steps),
@@ -265,11 +272,11 @@ def noise_bank(
             images,
             labels,
             batch_size=config.attack.batch_size,
-            parts=evaluate.Parts(folder / f"{name}-bank", {"noise": config.noise.to_dict()}),
+            parts=parts,
             progress=f"noise bank of {name}",
         )
         write_npz(path, {"noise": result.images - images, "facts": np.array(json.dumps(made_of))})
-        run.log({"stage": "bank", "model": name, "count": count, "seconds": round(time.perf_counter() - began, 1)})
+        run.log({"stage": "bank", "model": name, "count": count, "seconds": round(parts.seconds(), 1)})
     stored = read_npz(path, "a noise bank", way_out)
     check_facts(f"{path} is of another training", json.loads(str(stored.get("facts", "{}"))), made_of, way_out)
     return jnp.asarray(stored["noise"])

@@ -43,7 +43,8 @@ def sections(
     else:
         found.append(Section("Accuracy", "", results.table(rows)))
     took = Section("Seconds", _ON_SECONDS, paper_tables.seconds(Rows(rows)))
-    return [*found, *more, Section("The models", _ON_MODELS, trained(recipes)), took]
+    found += [*more, Section("The models", _ON_MODELS, trained(recipes)), took]
+    return [section for section in found if section.table[1]]
 
 
 _ON_TABLES = {

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.catalogue import ball
 from experiments.recipes import RECIPES
-from experiments.results import BETA2, PAPER, UNION, WORST, column_title, percent, strongest
+from experiments.results import BETA2, PAPER, UNION, WORST, column_title, percent, quoted, strongest
 
 Row = dict[str, Any]
 Table = tuple[list[str], list[dict[str, str]]]
@@ -103,13 +103,6 @@ def form_of(model: str) -> str:
 def text(row: Row | None) -> str:
     """A cell of a table: accuracy, interval, and on how many images."""
     return NOT_RUN if row is None else f"{percent(row)}, N={row['N']}"
-
-
-def quoted(row: Row | None, number: float | None) -> str:
-    """The paper's cell, and how far ours lies above it."""
-    if number is None:
-        return "not in the paper"
-    return f"{number:.1f}" if row is None else f"{number:.1f} ({row['accuracy'] - number:+.1f})"
 
 
 def budget(data_set: str, norm: str) -> float:

@@ -50,6 +50,11 @@ class Recipe(NamedTuple):
         return self.front == "rbf"
 
     @property
+    def own_filters(self) -> bool:
+        """Whether it stands behind the filters that the EM learned."""
+        return self.defended and self.filters == "own"
+
+    @property
     def scored_on(self) -> tuple[str, ...]:
         """The forms in which it is scored; the last one predicts."""
         return ("static", "predict") if self.defended else ("static",)

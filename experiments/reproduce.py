@@ -20,20 +20,33 @@ from experiments.catalogue import cells
 from experiments.provenance import ROOT, provenance, published_as
 from experiments.recipes import RECIPES
 from experiments.report import format_table, write_report
-from rbf_jax.files import replacing
+from rbf_jax.files import read_json, replacing
 
 
 def _without_filters(run: rundir.Run) -> list[Path]:
-    """Takes out the models whose filters are not there; the committed ledgers of what was found with them."""
+    """Takes out the models whose filters are not there.
+
+    Returns:
+        The committed ledgers of what was found with them; none where the configuration learns something else.
+    """
     config, missing = run.config, []
     for name in config.models:
         kind = RECIPES[name].filters
         if RECIPES[name].defended and kind == "released" and not learn.filters_path(run, kind).exists():
             missing.append(name)
-            print(f"{name} is not run again, its committed result stands: no released filters here (FILTERS=path.npz)")
+    published = ROOT / "results" / published_as(config)
+    ledgers = [path for path in sorted(published.glob("ledger/[!.]*.npz")) if path.name.split("-")[0] in missing]
+    job = published / "job.json"
+    if ledgers and (
+        not job.exists()
+        or rundir.learned(read_json(job, "Publish it again")["config"]) != rundir.learned(config.to_dict())
+    ):
+        ledgers = []
+    stands = "its committed result stands" if ledgers else "there is no committed result of this configuration"
+    for name in missing:
+        print(f"{name} is not run again, {stands}: no released filters here (FILTERS=path.npz)")
     config.models = tuple(name for name in config.models if name not in missing)
-    ledgers = sorted((ROOT / "results" / published_as(config) / "ledger").glob("[!.]*.npz"))
-    return [path for path in ledgers if path.name.split("-")[0] in missing]
+    return ledgers
 
 
 def job() -> None:
@@ -65,9 +78,9 @@ def job() -> None:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     drawn = figures.sections(run, examples.test, filters, models)
     pictures = figures.save(run.directory / "figures", drawn)
-    written = tables.write_results(run.directory, ledger + committed)
+    written = tables.write_results(run.directory, ledger + committed + more)
     if jobs.PUBLISH.value:
-        files = [*ledger, *more, *pictures, run.directory / "filters.npz", run.directory / "job.json"]
+        files = [*ledger, *more, *pictures, learn.filters_path(run), run.directory / "job.json"]
         jobs.publish(run, config.models, files)
     report = run.directory / "report.html"
     write_report(

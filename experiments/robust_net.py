@@ -23,7 +23,7 @@ import numpy as np
 from absl import flags
 from jax.tree_util import Partial
 
-from experiments import contests, jobs
+from experiments import contest_jobs, jobs
 from experiments.provenance import provenance
 from experiments.report import slug
 from rbf_jax import attacks, data, evaluate
@@ -120,7 +120,7 @@ def stages() -> dict[str, Stage]:
 
 def job() -> None:
     """Runs the stages."""
-    logits_fn, total = load(Path(str(WEIGHTS.value))), contests.IMAGES.value or 10_000
+    logits_fn, total = load(Path(str(WEIGHTS.value))), contest_jobs.IMAGES.value or 10_000
     split = data.load("mnist", "test", jobs.DATA_DIR.value)
     images, labels = data.as_float(split.images[:total]), split.labels[:total]
     directory = jobs.run_directory(f"robust-net-{total}")
@@ -160,6 +160,7 @@ def job() -> None:
             "epsilon": EPSILON,
             "attacked": len(chosen),
             "alone": stage.alone,
+            "weights": evaluate.fingerprint(logits_fn),
             "forward passes": int(found.forwards.sum()),
             "backward passes": int(found.backwards.sum()),
             "seconds": round(parts.seconds()),
@@ -170,7 +171,7 @@ def job() -> None:
         print(f"{name}: leaves {shares}", flush=True)
         if jobs.PUBLISH.value:  # each at once: on a machine that is taken away, nothing else stays
             settings = {"kind": "robust_net", "epsilon": EPSILON, "others": OTHERS}
-            jobs.publish_contest("robust_net", settings, directory / "ledger")
+            contest_jobs.publish_contest("robust_net", settings, directory / "ledger")
 
 
 if __name__ == "__main__":

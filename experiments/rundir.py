@@ -39,6 +39,11 @@ class Run(NamedTuple):
         return found
 
 
+def learned(config: dict[str, Any]) -> dict[str, Any]:
+    """What of a configuration determines what is learned; by way of JSON, as it is compared with what is read back."""
+    return json.loads(json.dumps({name: value for name, value in config.items() if name not in MAY_CHANGE}))
+
+
 def open_run(directory: Path, config: Config) -> Run:
     """Opens a run directory, or makes it.
 
@@ -49,9 +54,7 @@ def open_run(directory: Path, config: Config) -> Run:
         ValueError: the directory was begun with another configuration, or its ``config.json`` is damaged.
     """
     path = directory / "config.json"
-    # By way of JSON, as it is compared with what is read back.
-    learned = {name: value for name, value in config.to_dict().items() if name not in MAY_CHANGE}
-    wanted = json.loads(json.dumps({"version": rbf_jax.__version__, "config": learned}))
+    wanted = {"version": rbf_jax.__version__, "config": learned(config.to_dict())}
     if not path.exists():
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(wanted, indent=1) + "\n")

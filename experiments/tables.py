@@ -46,25 +46,30 @@ class Written(NamedTuple):
     origin: str
 
 
-def write_results(directory: Path, ledger: Sequence[Path] | None = None) -> Written:
+def write_results(directory: Path, files: Sequence[Path] | None = None) -> Written:
     """Writes ``results.json`` and ``README.md`` of a folder, and ``VERDICT.md`` where the paper has the set.
 
     Args:
         directory: with ``job.json``, ``models/``, ``ledger/``, and ``certificates/``, ``studies/`` and ``figures/``
             where they are.
-        ledger: the files that count; None for all in the folder.
+        files: the ledgers, certificates and studies that count; None for all in the folder.
     """
-    ledger = sorted(directory.glob("ledger/[!.]*.npz") if ledger is None else ledger, key=lambda path: path.name)
+
+    def of(folder: str) -> list[Path]:
+        found = directory.glob(f"{folder}/[!.]*.*") if files is None else files
+        kinds = (path for path in found if path.parent.name == folder and path.suffix in (".npz", ".json"))
+        return sorted(kinds, key=lambda path: path.name)
+
     job = read_json(directory / "job.json", _WAY_OUT)
     data_set = job["config"]["set"]
     recipes = {path.stem: read_json(path, _WAY_OUT) for path in sorted(directory.glob("models/[!.]*.json"))}
     unions = job["config"]["attack"]["unions"]
-    outcomes = [evaluate.load_outcomes(path) for path in ledger]
+    outcomes = [evaluate.load_outcomes(path) for path in of("ledger")]
     rows = results.make_rows(data_set, outcomes, unions, job["config"]["beta2"])
-    records = [certification.load(path) for path in sorted(directory.glob("certificates/[!.]*.npz"))]
+    records = [certification.load(path) for path in of("certificates")]
     radii, beta2 = job["config"]["certify"]["radii"], job["config"]["beta2"]
     certificates = certification.make_rows(records, data_set, radii, beta2)
-    studied = {path.stem: read_json(path, _WAY_OUT) for path in sorted(directory.glob("studies/[!.]*.json"))}
+    studied = {path.stem: read_json(path, _WAY_OUT) for path in of("studies")}
     of_studies = [
         pages.Section(studies.STUDIES[name].title, studies.STUDIES[name].note, studies.table(name, record))
         for name, record in studied.items()
@@ -80,7 +85,8 @@ def write_results(directory: Path, ledger: Sequence[Path] | None = None) -> Writ
     figures = read_json(drawn, _WAY_OUT) if drawn.exists() else []
     _write(directory / "README.md", pages.page(job, found, rows, figures))
     if data_set in results.PAPER["settings"]["linf_eps"]:
-        _write(directory / "VERDICT.md", verdict.page(job, rows, outcomes, certificates, of_studies))
+        said = verdict.commentary(directory)
+        _write(directory / "VERDICT.md", verdict.page(job, rows, outcomes, certificates, of_studies, said))
     return Written(found, pages.note(job["config"]), pages.origin(job, rows))
 
 

@@ -19,14 +19,14 @@ MODEL = flags.DEFINE_enum("model", None, list(RECIPES), "which model")
 
 
 def job() -> None:
-    """Filters, then the model."""
+    """The filters that the model needs, then the model."""
     run, name = jobs.open_run(), str(MODEL.value)
     examples = learn.load(run.config, jobs.DATA_DIR.value)
     stages = cost.training(run, examples, (name,), cost.speeds(run, examples))
     print(f"{run.config.title}: {name}, in {run.directory}\n{cost.say(stages)}", flush=True)
     learn.train_model(run, examples, name)
     if jobs.PUBLISH.value:
-        jobs.publish(run, (name,), [run.directory / "filters.npz"])
+        jobs.publish(run, (name,), [learn.filters_path(run)] if RECIPES[name].own_filters else [])
     print(f"weights: {learn.weights_path(run, name)}")
 
 

@@ -20,7 +20,7 @@ from experiments.paper_tables import (
     quoted_bounds,
     text,
 )
-from experiments.provenance import ROOT, published_as
+from experiments.provenance import ROOT
 from experiments.recipes import RECIPES
 from experiments.report import format_table
 from experiments.results import BETA2, column_title, gain, strongest, union_title
@@ -144,13 +144,19 @@ def held(data_set: str, rows: Rows, certified: Sequence[Row] = ()) -> tuple[Tabl
     return (headings, near), (headings, far)
 
 
-def commentary(config: dict[str, Any]) -> Path:
-    """What people wrote of a configuration's results."""
-    return ROOT / "experiments" / "commentary" / f"{published_as(config)}.md"
+def commentary(folder: Path) -> Path | None:
+    """What people wrote of the results in a folder of ``results/``; None for those of a run."""
+    path = ROOT / "experiments" / "commentary" / f"{folder.name}.md"
+    return path if folder.resolve().parent.name == "results" and path.exists() else None
 
 
 def page(
-    job: dict[str, Any], rows: list[Row], ledger: Sequence[Outcomes], certified: Sequence[Row], studies: list[Section]
+    job: dict[str, Any],
+    rows: list[Row],
+    ledger: Sequence[Outcomes],
+    certified: Sequence[Row],
+    studies: list[Section],
+    written: Path | None,
 ) -> str:
     """The page.
 
@@ -160,12 +166,12 @@ def page(
         ledger: from which they were made.
         certified: of `certification.make_rows`.
         studies: further tables that bear on the verdict.
+        written: the commentary, None where there is none.
     """
     data_set, found = job["config"]["set"], Rows(rows, job["config"]["beta2"])
     near, far = held(data_set, found, certified)
-    written = commentary(job["config"])
     parts = [f"# {job['config']['title']}: the verdict", MODELS, origin(job, rows)]
-    if written.exists():
+    if written is not None:
         parts.append(written.read_text().strip())
     parts += [
         "## What is left in the worst case",
@@ -184,7 +190,5 @@ def page(
     ]
     for section in studies:
         parts += [f"## {section.heading}", section.text, format_table(*section.table)]
-    return "\n\n".join(parts) + (
-        f"\n\nMade by `make tables` from the ledgers; only the commentary, `experiments/commentary/{written.name}`, is "
-        "written by hand.\n"
-    )
+    by_hand = f"; only the commentary, `experiments/commentary/{written.name}`, is written by hand" if written else ""
+    return "\n\n".join(parts) + f"\n\nMade by `make tables` from the ledgers{by_hand}.\n"

@@ -67,9 +67,7 @@ def test_a_store_that_cannot_be_written_is_known_before_the_work(monkeypatch):
         raise RuntimeError("no such bucket")  # a client's own class
 
     monkeypatch.setattr(Store, "_open", refuse)
-    with pytest.raises(
-        OSError, match=r"cannot write gs://bucket/checked/\.a\.npz\.tmp \(RuntimeError: no such bucket"
-    ):
+    with pytest.raises(OSError, match=r"cannot write gs://bucket/checked/\.a\.npz\.tmp \(RuntimeError: no such bucket"):
         files.check_writable(path)
 
 

@@ -24,10 +24,10 @@ def settings(config: Config) -> dict[str, Any]:
         ValueError: a model that does not stand behind the filters of the EM.
     """
     studies = asked(config)
-    if not all(studies.get(name) for name in (*GRID, "clean")) or studies["defended"] not in config.models:
+    if not all(studies.get(name) for name in (*GRID, "clean")) or studies.get("defended") not in config.models:
         return {}
     model = studies["defended"]
-    if not (RECIPES[model].defended and RECIPES[model].filters == "own"):
+    if not RECIPES[model].own_filters:
         raise ValueError(f"config.studies.defended must be a model with the filters of the EM, got {model!r}")
     return (
         {name: list(studies[name]) for name in GRID}

@@ -19,7 +19,7 @@ def settings(config: Config) -> dict[str, Any]:
     studies = asked(config)
     if not studies.get("levels"):
         return {}
-    found = [name for name in studies["models"] if RECIPES[name].defended and RECIPES[name].filters == "own"]
+    found = [name for name in studies["models"] if RECIPES[name].own_filters]
     count = min(studies["clean"], config.examples.validation)
     return {"models": found, "levels": sorted(studies["levels"]), "examples": count}
 

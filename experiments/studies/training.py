@@ -28,6 +28,8 @@ def settings(config: Config) -> dict[str, Any]:
     if not found or found["model"] not in config.models:
         return {}
     model = found["model"]
+    if model not in config.snapshots:
+        raise ValueError(f"config.snapshots must name epochs of {model}, whose training is studied")
     epochs = [epoch for epoch in config.snapshots[model] if epoch < learn.epochs(config, model)]
     return {
         "models": [model],

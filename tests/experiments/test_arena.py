@@ -15,13 +15,15 @@ def test_a_ledger_of_another_budget_is_refused(tmp_path):
     images = np.full((4, 1, 1, 1), 0.4, np.float32)
     targets, rows = Examples(images, np.zeros(4, np.int32)), np.arange(4)
 
-    def meet(epsilon, folder):
+    def meet(epsilon, folder, draws=10):
         found = {"FGSM": attacks.fgsm(attacks.Linf, epsilon=epsilon)}
         suite = arena.Suite("secret noise", found, model, model, (1, 1), ("linf", epsilon))
-        return arena.meet("FGSM", 0, suite, targets, rows, 4, 0, folder).scoring
+        return arena.meet("FGSM", 0, suite, targets, rows, 4, 0, folder, {"draws": draws}).scoring
 
     assert not meet(0.2, tmp_path / "wide").any()
     assert meet(0.05, tmp_path / "narrow").all()
     assert not meet(0.2, tmp_path / "wide").any()
     with pytest.raises(ValueError, match=r"budget is \['linf', 0.2\], not \['linf', 0.05\]"):
         meet(0.05, tmp_path / "wide")
+    with pytest.raises(ValueError, match="draws is 10, not 5"):
+        meet(0.2, tmp_path / "wide", draws=5)

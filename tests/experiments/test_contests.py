@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import contests, tables
+from experiments import contest_jobs, contests, tables
 from rbf_jax.evaluate import Outcomes, save_outcomes
 
 ORIGIN = {"commit": "abc", "device": "cpu", "cores": 1, "jax": "0", "weights": "0123456789"}
@@ -81,3 +81,19 @@ def test_the_robust_net_counts_images_broken_by_any_attack_so_far(tmp_path):
     assert [found[name][2].split(" ")[0] for name in "abc"] == ["75.00", "50.00", "25.00"]
     assert found["b"][0] == "3"
     assert found["them"] == ["92.80"]
+
+
+def test_what_another_run_published_does_not_mix_with_this_one(tmp_path, monkeypatch, met):
+    """Ledgers of other images or weights go; a suite that is not yet there again stays where it is of both."""
+    monkeypatch.setattr(contest_jobs, "ROOT", tmp_path)
+    monkeypatch.setattr(tables, "main", lambda: None)
+    target = tmp_path / "results" / "arena_rcnn" / "ledger"
+    other_weights = met[1]._replace(facts=met[1].facts | {"weights": "other"})
+    few = Outcomes(np.arange(2), np.ones((1, 2), bool), np.ones((1, 2), bool), met[1].facts)
+    before = {"same": met[2], "other-weights": other_weights, "few": few, "known": met[3]}
+    for name, ledger in before.items():
+        save_outcomes(target / f"{name}.npz", ledger)
+    save_outcomes(tmp_path / "run" / "new.npz", met[0])
+    contest_jobs.publish_contest("arena_rcnn", {"kind": "arena"}, tmp_path / "run")
+    assert sorted(path.stem for path in target.iterdir()) == ["known", "new", "same"]
+    assert json.loads((target.parent / "settings.json").read_text()) == {"kind": "arena"}

@@ -81,6 +81,17 @@ def test_a_model_alone_does_not_take_the_place_of_one_that_was_measured(run, tmp
     jobs.publish(run, ("cnn",), [run.directory / "ledger" / "cnn-clean-static.npz", run.directory / "job.json"])
 
 
+def test_studies_of_a_run_before_do_not_stay(run, tmp_path):
+    """They may be of other weights."""
+    old = tmp_path / "results" / "mnist-cpu" / "studies" / "level.json"
+    old.parent.mkdir(parents=True)
+    old.write_text("{}")
+    jobs.publish(run, ("cnn",), [])
+    assert old.exists()
+    jobs.publish(run, ("cnn",), [run.directory / "ledger" / "cnn-clean-static.npz", run.directory / "job.json"])
+    assert not old.exists()
+
+
 def test_other_weights_stay_behind(run, tmp_path):
     jobs.publish(Run(run.directory, cifar10.get_config("gpu")), ("cnn",), [])
     assert [path.name for path in (tmp_path / "results" / "cifar10" / "models").iterdir()] == ["cnn.json"]

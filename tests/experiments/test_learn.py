@@ -105,6 +105,9 @@ def test_a_model_is_trained_as_long_as_its_name_says_or_as_all():
     assert [learn.epochs(config, name) for name in ("cnn", "rcnn", "rcnn_at", "rcnn_seed1")] == [8, 8, 5, 3]
     config.epochs.cnn_plus = 40
     assert [learn.bank_epoch(config, name) for name in ("cnn_plus", "rcnn_plus")] == [10, 2]
+    # A quarter of 3 epochs is none: an untrained network would make the bank, as in one epoch it must.
+    config.epochs.cnn_plus, config.epochs.rcnn_plus = 3, 1
+    assert [learn.bank_epoch(config, name) for name in ("cnn_plus", "rcnn_plus")] == [1, 0]
 
 
 def test_a_snapshot_is_of_the_end_of_its_epoch(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 from test_results import CNN, outcomes
 
 from experiments import pages, paper_tables, verdict
+from experiments.configs import mnist
 from experiments.paper_tables import NOT_RUN, Rows
 from experiments.results import UNION, WORST
 
@@ -161,7 +162,9 @@ def test_the_page_has_every_table_and_more(job):
     rows += [row("rcnn", "bpda_eot", 8.0) | noisy]
     rows += [row("rcnn", "bpda_eot", 7.0, form="predict@1") | noisy | {"crafted_on": "bpda@1"}]
     more = [pages.Section("A study", "What it says.", (["a"], [{"a": "1"}]))]
-    found = pages.sections(job, {}, rows, more)
+    history = {"loss": [1.0], "accuracy": [0.5], "validation": [0.75]}
+    recipes = {"rcnn": {"history": history, "seconds an epoch": 2.5, "config": mnist.get_config("cpu").to_dict()}}
+    found = pages.sections(job, recipes, rows, more)
     names = [section.heading.split(":")[0] for section in found]
     assert names[:7] == [f"Table {number}" for number in ("I", "II", "III", "IV", "V, l1", "V, l2", "VII")]
     assert names[7:] == ["Worst cases", "Every attack, linf 0.3", "A study", "The models", "Seconds"]
@@ -220,7 +223,28 @@ def test_what_the_front_end_adds_is_counted_on_the_images_that_met_all():
     ]
 
 
-def test_the_verdict_counts_points_and_sorts_the_papers_numbers(job, tmp_path, monkeypatch):
+def test_what_people_wrote_is_of_published_results_alone(tmp_path, monkeypatch):
+    """A run with another seed has other numbers."""
+    monkeypatch.setattr(verdict, "ROOT", tmp_path)
+    (tmp_path / "experiments" / "commentary").mkdir(parents=True)
+    written = tmp_path / "experiments" / "commentary" / "mnist.md"
+    written.touch()
+    assert verdict.commentary(tmp_path / "results" / "mnist") == written
+    assert verdict.commentary(tmp_path / "results" / "cifar10") is None
+    assert verdict.commentary(tmp_path / "runs" / "mnist") is None
+
+
+def test_a_table_without_lines_is_left_out(job):
+    """A run of the plain CNN alone has nothing for Table V, nor a worst case."""
+    took = {"crafting seconds": 3, "scoring seconds": 1, "crafted_on": "static"}
+    rows = [row("cnn", "pgd", 1.0, form="static") | took]
+    headings = [section.heading for section in pages.sections(job, {}, rows, [])]
+    assert "Every attack, linf 0.3" in headings
+    assert not {"Table V, l1: l1 attacks", "Worst cases", "The models"} & {*headings}
+    assert all(section.table[1] for section in pages.sections(job, {}, rows, []))
+
+
+def test_the_verdict_counts_points_and_sorts_the_papers_numbers(job, tmp_path):
     rows = [
         row("rcnn", WORST, 10.0, form="static"),
         row("cnn", WORST, 4.0, form="static"),
@@ -231,8 +255,6 @@ def test_the_verdict_counts_points_and_sorts_the_papers_numbers(job, tmp_path, m
         row("rcnn", "fgsm", 94.0, paper=94.7),
         row("rcnn", "pgd", 20.0, paper=78.3),
     ]
-    written = tmp_path / "mnist.md"
-    monkeypatch.setattr(verdict, "commentary", lambda name: written)
     found = Rows(rows)
     worth = line(verdict.worth("mnist", found), "rCNN")
     assert worth["linf 0.3"] == "12.0 (11.0-13.0), N=100, 2 attacks"
@@ -240,9 +262,10 @@ def test_the_verdict_counts_points_and_sorts_the_papers_numbers(job, tmp_path, m
     (_, near), (_, far) = verdict.held("mnist", found)
     assert [each["attack"] for each in near] == ["FGSM"]
     assert [(each["attack"], each["difference"]) for each in far] == [("PGD", "-58.3")]
-    assert "It is broken." not in verdict.page(job, rows, [], [], [])
+    assert verdict.page(job, rows, [], [], [], None).endswith("\n\nMade by `make tables` from the ledgers.\n")
+    written = tmp_path / "mnist.md"
     written.write_text("It is broken.\n")
-    title, _, origin, said, heading = verdict.page(job, rows, [], [], []).split("\n\n")[:5]
+    title, _, origin, said, heading = verdict.page(job, rows, [], [], [], written).split("\n\n")[:5]
     assert (title, said) == ("# RBF-CNN on MNIST: the verdict", "It is broken.")
     assert origin.startswith("Profile cpu, seed 0, commit ")
     assert heading.startswith("## What is left")

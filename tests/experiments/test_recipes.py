@@ -118,3 +118,10 @@ def test_the_seed_decides(digits):
     one, same, other = (kmeans_filters(digits[:4], 5, seed, patches=300) for seed in (0, 0, 1))
     np.testing.assert_array_equal(one.means, same.means)
     assert not np.allclose(np.sort(one.variances), np.sort(other.variances))
+
+
+def test_models_behind_the_filters_of_the_em():
+    """The others need none, or bring others: publishing one of them must not bring filters along."""
+    own = {name for name, recipe in RECIPES.items() if recipe.own_filters}
+    assert {"rcnn", "rcnn_plus", "rcnn_at", "rcnn_hard", "rcnn_v2"} <= own
+    assert not own & {"cnn", "cnn_plus", "madry", "threshold", "mean", "kmeans", "rcnn_released"}

@@ -9,10 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from experiments import learn, reproduce, results
+from experiments import jobs, learn, reproduce, results
 from experiments.catalogue import cells
 from experiments.configs import cifar10, mnist, quickstart
 from experiments.recipes import RECIPES
@@ -209,6 +210,30 @@ def test_unknown_models_are_refused(tmp_path):
     assert run("train", "quickstart.py:smoke", "--model=svm").returncode != 0
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"preset": "sharp"}, "config.preset must be one of 'code', 'v2', 'paper', got 'sharp'"),
+        ({"network": "resnet"}, "config.network must be one of 'cnn', 'vgg16', got 'resnet'"),
+        ({"em": {"rules": "svhn"}}, "config.em.rules must be one of 'mnist', 'cifar10', got 'svhn'"),
+    ],
+)
+def test_what_a_configuration_cannot_name_is_refused_at_once(tmp_path, monkeypatch, change, message):
+    config = mnist.get_config("smoke")
+    config.update(change)
+    monkeypatch.setattr(jobs, "CONFIG", SimpleNamespace(value=config))
+    monkeypatch.setattr(jobs, "WORKDIR", SimpleNamespace(value=str(tmp_path)))
+    with pytest.raises(ValueError, match=message):
+        jobs.open_run()
+
+
+def test_more_examples_than_there_are_are_refused():
+    config = quickstart.get_config("smoke")
+    config.examples.test = 2_000
+    with pytest.raises(ValueError, match=r"config\.examples\.test must be at most 1000, got 2000"):
+        learn.load(config, None)
+
+
 @pytest.mark.parametrize(("module", "allowed"), [(quickstart, 2), (mnist, 4), (cifar10, 4)])
 def test_profiles(module, allowed):
     with pytest.raises(ValueError, match=r"PROFILE must be one of .*, got 'big'"):
@@ -293,9 +318,14 @@ def test_without_the_released_filters_the_committed_results_stand(tmp_path, monk
     for name in ("rcnn_released-clean-static.npz", "rcnn-clean-static.npz"):
         (folder / name).touch()
     config = mnist.get_config("cpu")
+    (folder.parent / "job.json").write_text(json.dumps({"config": config.to_dict()}))
     config.models = ("cnn", "rcnn", "rcnn_released")
     run = Run(tmp_path, config)
     assert reproduce._without_filters(run) == [folder / "rcnn_released-clean-static.npz"]
+    assert config.models == ("cnn", "rcnn")
+    # Another seed is another result, which nobody committed.
+    config.models, config.seed = ("cnn", "rcnn", "rcnn_released"), 1
+    assert reproduce._without_filters(run) == []
     assert config.models == ("cnn", "rcnn")
     config.models = ("cnn", "rcnn", "rcnn_released")
     rbf.save(learn.filters_path(run, "released"), filters)
