@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from rbf_jax.data import default_data_dir, download, is_prepared, prepare
+from rbf_jax.data.prepared import check_local
 from rbf_jax.files import as_path
 
 # Measured on two CPU cores.
@@ -44,6 +45,7 @@ def _prepare(name: str, raw: Path | None, data_dir: str | None) -> None:
     if is_prepared(name, data_dir):
         print(f"{name}: already prepared and complete in {place}, nothing to do")
         return
+    check_local(data_dir)
     first = f"read {raw}" if raw else f"download {_DOWNLOAD[name]}"
     then = f"check it and write it to {place}: about {_SECONDS[name]} s"
     print(f"{name}: will {first}, then {then}{'' if raw else ' after the download'}", flush=True)

@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from helpers import random_filters
 
 from experiments import rundir
-from rbf_jax import evaluate, files, rbf, train
+from rbf_jax import data, evaluate, files, rbf, train
 from rbf_jax.data import prepared
 from rbf_jax.evaluate import Outcomes, Parts
 
@@ -134,3 +134,17 @@ def test_data_are_copied_once(tmp_path, monkeypatch):
     assert sorted(path.name for path in local.glob("mnist/3.0.1/*")) == ["info.json", "train.array_record"]
     (remote / "mnist" / "3.0.1" / "info.json").write_text("changed")
     assert (prepared._copied("mnist", remote) / "mnist" / "3.0.1" / "info.json").read_text() == "info.json"
+
+
+def test_an_object_store_is_no_place_to_prepare_data_in(tmp_path, monkeypatch):
+    """The message is a way that works: prepare here, then copy."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(
+        FileNotFoundError, match=r"not prepared under gs://bucket/none: run `make data`.* then copy .*/<name> to gs"
+    ):
+        data.load("mnist", "test", "gs://bucket/none")
+    with pytest.raises(
+        ValueError, match="data_dir must be a folder of this machine, got gs://bucket/none: run `make data`"
+    ):
+        data.prepare("mnist", tmp_path, "gs://bucket/none")
+    assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from rbf_jax.data.official import OfficialSet, lookup
-from rbf_jax.data.prepared import Split, is_prepared, make_command
+from rbf_jax.data.prepared import Split, check_local, is_prepared, make_command
 from rbf_jax.files import as_path
 
 __all__ = ["prepare"]
@@ -38,11 +38,12 @@ def prepare(name: str, raw_dir: str | Path, data_dir: str | Path | None = None) 
 
     Raises:
         FileNotFoundError: if a raw file is missing.
-        ValueError: if a raw file is not the official one, or `data_dir` holds a version that is incomplete or was not
-            written by this function.
+        ValueError: if a raw file is not the official one, `data_dir` is an object store, or holds a version that is
+            incomplete or was not written by this function.
     """
     if is_prepared(name, data_dir):
         return False
+    check_local(data_dir)
     arrays = _read_raw(name, Path(raw_dir).expanduser(), data_dir)
     try:
         _builder(name, arrays, data_dir).download_and_prepare()

@@ -50,6 +50,19 @@ def make_command(data_dir: str | Path | None, raw: bool = False) -> str:
     return f"make data{place}" + (" RAW=<folder with the official files>" if raw else "")
 
 
+def how_to_prepare(data_dir: str | Path | None) -> str:
+    """What to do about missing data, for messages; an object store gets a copy of what this machine made."""
+    if data_dir is not None and is_remote(data_dir):
+        return f"{how_to_prepare(None)}; then copy {default_data_dir()}/<name> to {data_dir}"
+    return f"run `{make_command(data_dir)}`, or offline `{make_command(data_dir, raw=True)}`"
+
+
+def check_local(data_dir: str | Path | None) -> None:
+    """Raises ValueError for an object store: data are prepared on a disk."""
+    if data_dir is not None and is_remote(data_dir):
+        raise ValueError(f"data_dir must be a folder of this machine, got {data_dir}: {how_to_prepare(data_dir)}")
+
+
 def is_prepared(name: str, data_dir: str | Path | None = None) -> bool:
     """Says whether the complete data set is there.
 
@@ -85,8 +98,8 @@ def load(name: str, split: str, data_dir: str | Path | None = None) -> Split:
     builder = _open(name, data_dir)
     if builder is None:
         raise FileNotFoundError(
-            f"{name} is not prepared under {data_dir or 'the default folder of tensorflow-datasets'}. Run "
-            f"`{make_command(data_dir)}`, or offline `{make_command(data_dir, raw=True)}`."
+            f"{name} is not prepared under {data_dir or 'the default folder of tensorflow-datasets'}: "
+            f"{how_to_prepare(data_dir)}."
         )
     return _read(builder, split, data_dir)
 
@@ -146,10 +159,7 @@ def _copied(name: str, data_dir: Path) -> Path:
 
 
 def _refusal(folder: Any, what: str, data_dir: str | Path | None) -> str:
-    return (
-        f"{folder} {what}. Remove that folder or name another one (DATA_DIR=...), then run `{make_command(data_dir)}`, "
-        f"or offline `{make_command(data_dir, raw=True)}`."
-    )
+    return f"{folder} {what}. Remove that folder or name another one (DATA_DIR=...), then {how_to_prepare(data_dir)}."
 
 
 def _read(builder: Any, split: str, data_dir: str | Path | None) -> Split:
