@@ -215,8 +215,7 @@ def fit(
         "key": np.asarray(jax.random.key_data(key)).tolist(),
         "images": [*images.shape, zlib.crc32(np.ascontiguousarray(images).data)],
         "labels": zlib.crc32(np.ascontiguousarray(labels).data),
-        # Plain numbers: NumPy's are none of JSON's.
-        "epochs": int(epochs),
+        "epochs": int(epochs),  # NumPy's numbers are none of JSON's
         "batch_size": int(batch_size),
         "smoothing": float(smoothing),
     }
