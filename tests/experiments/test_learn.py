@@ -250,8 +250,10 @@ def fitted(run, examples, monkeypatch):
 
         def fit(key, classifier, images, labels, **options):
             seen.update(options, key=key, classifier=classifier, images=images, labels=labels)
-            options["log"]({"epoch": 1, "seconds": 2.0})
             epochs = options["epochs"]
+            for epoch in range(epochs):
+                # The first was gone on with in its middle.
+                options["log"]({"epoch": epoch + 1, "seconds": 0.5 if epoch == 0 else 2.0, "images_per_second": 40.0})
             return classifier.init(key, images.shape[1:]), History(*(jnp.zeros(epochs) for _ in range(3)))
 
         monkeypatch.setattr(learn.train, "fit", fit)
@@ -448,6 +450,16 @@ def test_every_kind_of_recipe_is_trained(run, examples, monkeypatch, name):
     jax.tree.map(np.testing.assert_array_equal, variables, again)
     logits = learn.forms(run.config, filters, name, variables)["static"](KEY, examples.test.images)
     assert np.isfinite(logits).all()
+
+
+def test_the_seconds_of_an_epoch_are_those_of_a_whole_one_of_this_training(run, examples, fitted):
+    """The log also has epochs that a kill cut short, and trainings of before."""
+    for _ in range(5):
+        run.log({"stage": "train", "model": "cnn", "epoch": 1, "seconds": 90.0, "images_per_second": 1.0})
+    fitted("cnn")
+    record = json.loads(learn.weights_path(run, "cnn").with_suffix(".json").read_text())
+    batches = len(examples.train.labels) // run.config.train.batch_size
+    assert record["seconds an epoch"] == round(batches * run.config.train.batch_size / 40.0, 1)
 
 
 def test_a_finished_training_whose_log_is_gone_gives_its_weights(run, examples):
