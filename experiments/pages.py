@@ -9,6 +9,8 @@ from experiments.recipes import RECIPES
 from experiments.report import format_table
 from experiments.results import BETA2, PAPER, WORST, column_title
 
+_IN_PAPER = PAPER["settings"]["linf_eps"]
+
 
 class Section(NamedTuple):
     """A table with its heading and what is said of it."""
@@ -30,7 +32,7 @@ def sections(
         more: tables of certificates and studies.
     """
     data_set, found = job["config"]["set"], []
-    if data_set in PAPER["settings"]["linf_eps"]:
+    if data_set in _IN_PAPER:
         by_name = Rows(rows, job["config"]["beta2"])
         for number, (title, make) in paper_tables.TABLES.items():
             found.append(Section(f"Table {number}: {title}", _ON_TABLES.get(number, ""), make(data_set, by_name)))
@@ -126,9 +128,10 @@ def note(config: dict[str, Any]) -> str:
     attack = config["attack"]
     settings = attack["settings"]
     other = "" if config["beta2"] == BETA2 else f" (the paper's numbers beside it are at {BETA2:g})"
+    behind = "; in brackets behind the paper's number the difference, ours minus the paper's"
     return (
-        "Accuracy in percent with its 95 % Wilson interval; in brackets behind the paper's number the difference, ours "
-        f"minus the paper's. rCNN: mean of {config['draws']} noisy draws at beta2 = {config['beta2']:g}{other}, scored "
+        f"Accuracy in percent with its 95 % Wilson interval{behind if config['set'] in _IN_PAPER else ''}. rCNN: mean "
+        f"of {config['draws']} noisy draws at beta2 = {config['beta2']:g}{other}, scored "
         f"on {attack['scoring']} fresh redraws (on one, where there are more than {attack['redrawn']} images). "
         "Attacks, but for the adaptive ones, are crafted without noise; PGD from "
         f"{settings['pgd']['restarts']} random start(s) with steps of 2.5 epsilon / steps, CW in linf as PGD on its "
