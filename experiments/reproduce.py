@@ -35,13 +35,11 @@ def _without_filters(run: rundir.Run) -> list[Path]:
         if RECIPES[name].defended and kind == "released" and not learn.filters_path(run, kind).exists():
             missing.append(name)
     published = ROOT / "results" / published_as(config)
-    ledgers = [path for path in sorted(published.glob("ledger/[!.]*.npz")) if path.name.split("-")[0] in missing]
-    job = published / "job.json"
-    if ledgers and (
-        not job.exists()
-        or rundir.learned(read_json(job, "Publish it again")["config"]) != rundir.learned(config.to_dict())
+    job, ledgers = published / "job.json", []
+    if job.exists() and rundir.learned(read_json(job, "Publish it again")["config"]) == rundir.learned(
+        config.to_dict()
     ):
-        ledgers = []
+        ledgers = [path for path in sorted(published.glob("ledger/[!.]*.npz")) if path.name.split("-")[0] in missing]
     stands = "its committed result stands" if ledgers else "there is no committed result of this configuration"
     for name in missing:
         print(f"{name} is not run again, {stands}: no released filters here (FILTERS=path.npz)")
