@@ -1,5 +1,6 @@
 """What is published: rows and tables, made from the ledger alone."""
 
+import collections
 import functools
 import itertools
 import json
@@ -83,8 +84,12 @@ def make_rows(
     """
     ledger = list(ledger)
     check_one_weight(f"the ledger of {data_set} holds", (outcomes.facts for outcomes in ledger))
+    # What a cell's scoring took in one form: with the redraws that only its worst cases need.
+    took = collections.Counter[tuple[Any, ...]]()
+    for outcomes in ledger:
+        took[_scored(outcomes.facts)] += outcomes.facts.get(SCORED, 0.0)
     rows = [
-        _row(data_set, beta2, o.facts | {SCORED: _scoring_seconds(o, ledger)}, o.scoring)
+        _row(data_set, beta2, o.facts | {SCORED: round(took[_scored(o.facts)], 1)}, o.scoring)
         for o in ledger
         if o.facts["role"] != "union"
     ]
@@ -107,11 +112,9 @@ def make_rows(
     return rows
 
 
-def _scoring_seconds(outcomes: Outcomes, ledger: list[Outcomes]) -> float:
-    """What a cell's scoring took in one form, with the redraws that only its worst cases need."""
-    keys = ("model", "source", "attack", "norm", "epsilon", "crafted_on", "scored_on")
-    same = [o for o in ledger if all(o.facts.get(key) == outcomes.facts.get(key) for key in keys)]
-    return round(sum(o.facts.get(SCORED, 0.0) for o in same), 1)
+def _scored(facts: dict[str, Any]) -> tuple[Any, ...]:
+    """The cell and the form."""
+    return tuple(facts.get(key) for key in ("model", "source", "attack", "norm", "epsilon", "crafted_on", "scored_on"))
 
 
 def union_title(budgets: dict[str, float]) -> str:
