@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 from experiments.provenance import provenance
 from experiments.recipes import RECIPES, front_end, kmeans_filters, optimizer
 from experiments.rundir import Config, Run
-from rbf_jax import PRESETS, attacks, data, defend, em, evaluate, models, rbf, train
+from rbf_jax import attacks, data, defend, em, evaluate, models, rbf, train
 from rbf_jax.data import Split
 from rbf_jax.files import check_facts, read_npz, replacing, write_npz
 from rbf_jax.models.classifier import Variables
@@ -291,7 +291,7 @@ def forms(config: Config, filters: RBFFilters | None, name: str, variables: Vari
     recipe, logits_fn = RECIPES[name], models.logits_fn(classifier(config), variables)
     if recipe.defended:
         assert filters is not None
-        beta1, found = PRESETS[recipe.preset or config.preset].test, {}
+        beta1, found = recipe.beta1(config.preset).test, {}
         for beta2 in (config.beta2, *config.attack.beta2):
             defense = defend(filters, logits_fn, beta1=beta1, beta2=beta2, draws=config.draws)._asdict()
             found |= {form if beta2 == config.beta2 else f"{form}@{beta2:g}": fn for form, fn in defense.items()}

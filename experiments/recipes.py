@@ -12,7 +12,7 @@ from jax.tree_util import Partial
 from scipy.cluster.vq import kmeans2, vq
 
 from experiments.rundir import Config
-from rbf_jax import PRESETS, reconstruct
+from rbf_jax import PRESETS, Beta1, reconstruct
 from rbf_jax.checks import check_choice
 from rbf_jax.patches import extract_patches
 from rbf_jax.rbf import RBFFilters
@@ -63,6 +63,10 @@ class Recipe(NamedTuple):
     def gradient_form(self) -> str:
         """The form without noise that has a gradient; before a front end without one ``bpda`` takes the identity's."""
         return "bpda" if self.front == "threshold" else "static"
+
+    def beta1(self, preset: str) -> Beta1:
+        """The sharpness of its filters, where ``preset`` is the configuration's reading of it."""
+        return PRESETS[self.preset or preset]
 
 
 RECIPES = {
@@ -121,7 +125,7 @@ def front_end(recipe: Recipe, preset: str, filters: RBFFilters | None, *, testin
         testing: sharpness of the test, or else of the training.
     """
     if recipe.defended:
-        beta1 = PRESETS[recipe.preset or preset]
+        beta1 = recipe.beta1(preset)
         return Partial(reconstruct, filters, beta1=jnp.float32(beta1.test if testing else beta1.train))
     return Partial(PLAIN_FRONTS[recipe.front]) if recipe.front else None
 

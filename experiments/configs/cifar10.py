@@ -117,7 +117,7 @@ def get_config(profile: str | None = None) -> Any:
                 "bank_steps": 10,
             },
             # One step from a random start (Wong et al. 2020); Madry's seven in the profiles `gpu` and `paper`.
-            "adversarial": {"epsilon": 0.031, "steps": 1, "step_size": 1.25 * 0.031, "ramp_epochs": 2},
+            "adversarial": {"epsilon": 0.031, "steps": 1, "step_size": 1.25 * 0.031, "ramp_epochs": 1},
             "attack": {
                 "plan": PLAN,
                 "examples": {
@@ -135,8 +135,7 @@ def get_config(profile: str | None = None) -> Any:
                     "bpda_eot linf": 20,
                     "bpda_eot": 10,
                     "adaptive": 10,
-                    "autoattack linf": 10,
-                    "autoattack": 5,
+                    "autoattack": 10,
                     "autoattack_rand": 10,
                     "autoattack_rand linf": 10,
                 },
@@ -188,7 +187,7 @@ def get_config(profile: str | None = None) -> Any:
     if profile in ("gpu", "paper"):
         config.train.batch_size, config.train.learning_rate, config.noise.count = 128, 0.1, 60
         config.train.epochs, config.epochs, config.attack.redrawn = 20, ConfigDict({"madry": 12}), 200
-        config.adversarial.steps, config.adversarial.step_size = 7, 0.00775
+        config.adversarial.steps, config.adversarial.step_size, config.adversarial.ramp_epochs = 7, 0.00775, 2
         fewer = {
             "default": 1_000,
             "clean": 10_000,

@@ -8,7 +8,7 @@ from experiments.recipes import RECIPES
 from experiments.results import measured, percent
 from experiments.rundir import Config
 from experiments.studies.common import Inputs, Row, Study, asked, pivot
-from rbf_jax import PRESETS, defend
+from rbf_jax import defend
 
 LEAST, LOST = 85.0, 4.0
 """Clean accuracy in percent that the paper keeps on CIFAR-10 (Section IV); and what it loses there (Table VII)."""
@@ -29,7 +29,7 @@ def measure(inputs: Inputs) -> list[Row]:
     settings, config, rows = inputs.settings, inputs.run.config, []
     seen = inputs.validating(settings["examples"])
     for model in inputs.models:
-        logits_fn, beta1 = inputs.classifier(model), PRESETS[RECIPES[model].preset or config.preset].test
+        logits_fn, beta1 = inputs.classifier(model), RECIPES[model].beta1(config.preset).test
         of_model = []
         for beta2 in (0.0, *settings["levels"]):
             defense = defend(inputs.filters, logits_fn, beta1=beta1, beta2=beta2, draws=config.draws)
