@@ -36,6 +36,11 @@ class Kind(NamedTuple):
     passes: Callable[[dict[str, Any], str], float]
     form: str = ""
 
+    @property
+    def noisy(self) -> bool:
+        """Whether it is crafted with the noise of a front end."""
+        return self.form not in ("static", "")
+
 
 def _cw(norm: Norm, epsilon: float, s: dict[str, Any], forms: Forms) -> Made:
     """In linf what most papers call CW: PGD on its loss."""
@@ -215,7 +220,7 @@ def _cell(config: Config, model: str, item: str, norm: str, epsilon: float, most
     attack = config.attack
     item, _, source = item.partition("<")
     kind, _, beta2 = item.partition("@")
-    recipe, noisy = RECIPES[model], KINDS[kind].form not in ("static", "")
+    recipe, noisy = RECIPES[model], KINDS[kind].noisy
     counts = attack.examples
     names = (f"{kind}<",) if source else (f"{kind} {norm}", kind)
     count = next((counts[name] for name in names if name in counts), counts["default"])

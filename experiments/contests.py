@@ -50,8 +50,7 @@ def arena(settings: dict[str, Any], ledgers: Sequence[Outcomes]) -> str:
         "are those of the attacked form; one of the prediction counts once, not once for each draw. Attacks of least "
         "distance (DeepFool, FAB-T, CW-linf, RayS) stop at the boundary of the model without noise, from where noise "
         "brings most images back: what they leave is no sign of robustness.",
-        f"{_origin(ledgers)} What was scored has the fingerprint {fingerprints}: another model than that of the tables "
-        f"of {settings['set']}, where theirs differ.",
+        f"{_origin(ledgers)} What was scored has the fingerprint {fingerprints} ('weights' in a `results.json`).",
     ]
     for suite in dict.fromkeys(ledger.facts["suite"] for ledger in sorted(ledgers, key=lambda o: -len(o.selection))):
         found = [ledger for ledger in ledgers if ledger.facts["suite"] == suite]

@@ -265,7 +265,9 @@ def _studies(run: Run) -> Iterator[Section]:
         if study not in studies.wanted(run.config):
             continue
         rows = read_json(studies.study_path(run, study), "Remove it to study anew")["rows"]
-        rows = [row for row in rows if row.get("series", varied) == varied]
+        # The curves' attack knows nothing of noise, so that what it leaves with noise is no curve of robustness.
+        shown = ("static",) if study == "curves" else ("static", "predict")
+        rows = [row for row in rows if row.get("series", varied) == varied and row["form"] in shown]
         panels: dict[str, dict[str, tuple[list[float], list[float]]]] = {}
         for row in sorted(rows, key=lambda row: (list(NORMS).index(row["norm"]), row[varied])):
             title = results.column_title(row["model"], row["form"])
@@ -276,7 +278,8 @@ def _studies(run: Run) -> Iterator[Section]:
             yield (
                 f"Accuracy against {what}",
                 f"Accuracy in percent of {' or '.join(map(str, sorted({row['N'] for row in rows})))} test images, by "
-                f"{varied}. How it was made is said at the table '{studies.STUDIES[study].title}'.",
+                f"{varied}{', without noise' * (study == 'curves')}. How it was made is said at the table "
+                f"'{studies.STUDIES[study].title}'.",
                 plots.curves(panels, varied, "accuracy (%)", log=varied != "epsilon"),
                 f"lines of accuracy against {varied}, for each norm and model",
             )

@@ -1,5 +1,6 @@
 """The page of a data set's results: every table, made from its rows, recipes, certificates and studies."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from experiments import paper_tables, results
@@ -8,6 +9,7 @@ from experiments.paper_tables import Row, Rows, Table, text
 from experiments.recipes import RECIPES
 from experiments.report import format_table
 from experiments.results import BETA2, PAPER, WORST, column_title
+from rbf_jax import PRESETS
 
 _IN_PAPER = PAPER["settings"]["linf_eps"]
 
@@ -49,7 +51,14 @@ def sections(
     return [section for section in found if section.table[1]]
 
 
+_BLACK_BOX = (
+    "Black box: crafted on our CNN. What such an attack leaves of the CNN itself stands under 'Every attack'; where it "
+    "leaves most of it, as with smoothed labels, it says little of other models."
+)
 _ON_TABLES = {
+    "I": _BLACK_BOX,
+    "V, l1": _BLACK_BOX,
+    "V, l2": _BLACK_BOX,
     "III": "The worst case is the lowest of those under 'Worst cases'. It may lie above the lowest attack where its "
     "N is smaller, as it is of fewer images, and for noisy models, as other redraws score it.",
     "IV": "Beyond the budget the paper's Madry met PGD alone. Ours met few attacks there as well ('Every attack' says "
@@ -64,7 +73,9 @@ _ON_TIMES = (
 )
 _ON_WORST = (
     "Per example, the worst of the attacks, on the images that met them all. Few attacks met many images, and all of "
-    "them few: each line of a budget goes on to fewer images and more attacks."
+    "them few: each line of a budget goes on to fewer images and more attacks, and the last is what counts. "
+    "AutoAttack's own Square keeps to a schedule of 10,000 queries and stops at 5,000; alone, with a schedule of its "
+    "own, Square may leave less."
 )
 _ON_SECONDS = (
     "What each attack took: crafting and, in all forms, scoring (a transferred attack's crafting is that on its "
@@ -96,7 +107,10 @@ def every_attack(rows: list[Row], norm: str, epsilon: float) -> Table:
 
 def trained(recipes: dict[str, dict[str, Any]]) -> Table:
     """How the models were trained, and how well they learned."""
-    headings = ["model", "epochs", "attack steps", "seconds an epoch", "training accuracy", "validation accuracy"]
+    headings = [
+        *("model", "epochs", "attack steps", "seconds an epoch", "on"),
+        *("training accuracy", "validation accuracy"),
+    ]
     lines = []
     for name in (name for name in RECIPES if name in recipes):
         recipe = recipes[name]
@@ -106,6 +120,7 @@ def trained(recipes: dict[str, dict[str, Any]]) -> Table:
             str(len(history["loss"])),
             str(steps),
             "–" if recipe["seconds an epoch"] is None else str(recipe["seconds an epoch"]),
+            f"{recipe['device']}, {recipe['cores']} cores",
             f"{100 * history['accuracy'][-1]:.2f}",
             f"{100 * history['validation'][-1]:.2f}",
         )
@@ -113,34 +128,57 @@ def trained(recipes: dict[str, dict[str, Any]]) -> Table:
     return headings, lines
 
 
-MODELS = (
-    "CNN: the plain network. rCNN: the same behind the RBF front end; 'no noise' is that front end alone (beta2 = 0), "
-    "else a prediction averages noisy draws. CNN+ and rCNN+ were trained on noisy images too (Gaussian noise and a "
-    "bank of PGD's). Madry: adversarial training without the front end, rCNN-AT through it. The controls have other "
-    "things before the network: a threshold, a 3x3 mean, a codebook by k-means; 'hard labels' is trained without label "
-    "smoothing (0.1 elsewhere). Presets are readings of the sharpness beta1."
+_WHO = (
+    (("cnn",), "CNN: the plain network."),
+    (
+        ("rcnn",),
+        "rCNN: the same behind the RBF front end; 'no noise' is that front end alone (beta2 = 0), else a prediction "
+        "averages noisy draws.",
+    ),
+    (
+        ("cnn_plus", "rcnn_plus"),
+        "CNN+ and rCNN+ were trained on noisy images too (Gaussian noise and a bank of PGD's).",
+    ),
+    (("madry",), "Madry: adversarial training without the front end."),
+    (("rcnn_at",), "rCNN-AT: adversarial training through it."),
+    (("rcnn_long",), "'Long' was trained for more epochs."),
+    (
+        ("threshold", "mean", "kmeans"),
+        "The controls have other things before the network: a threshold, a 3x3 mean, a codebook by k-means.",
+    ),
+    (("cnn_hard", "rcnn_hard"), "'Hard labels': trained without label smoothing (0.1 elsewhere)."),
+    (("gaussian_02", "gaussian_03"), "'Gaussian': trained on images with noise of that standard deviation."),
+    (("rcnn_v2", "rcnn_paper"), "Presets are other readings of the sharpness beta1."),
+    (("rcnn_released",), "'Released filters' are those of the paper's authors."),
+    (("rcnn_seed1", "cnn_plus_seed1"), "A seed is that of a model's training."),
 )
-"""Who is who, for both pages."""
+
+
+def who(models: Iterable[str]) -> str:
+    """Who is who among these models, for both pages."""
+    present = {*models}
+    return " ".join(said for names, said in _WHO if present.intersection(names))
 
 
 def note(config: dict[str, Any]) -> str:
     """What the table's numbers are."""
     attack = config["attack"]
     settings = attack["settings"]
+    beta1 = PRESETS[config["preset"]]
     other = "" if config["beta2"] == BETA2 else f" (the paper's numbers beside it are at {BETA2:g})"
     behind = "; in brackets behind the paper's number the difference, ours minus the paper's"
     return (
         f"Accuracy in percent with its 95 % Wilson interval{behind if config['set'] in _IN_PAPER else ''}. rCNN: mean "
-        f"of {config['draws']} noisy draws at beta2 = {config['beta2']:g}{other}, scored "
-        f"on {attack['scoring']} fresh redraws (on one, where there are more than {attack['redrawn']} images). "
-        "Attacks, but for the adaptive ones, are crafted without noise; PGD from "
+        f"of {config['draws']} noisy draws at beta2 = {config['beta2']:g}{other} and beta1 = {beta1.test:.2f} "
+        f"({beta1.train:.2f} in training), scored on {attack['scoring']} fresh redraws (on one, where there are more "
+        f"than {attack['redrawn']} images). Attacks, but for the adaptive ones, are crafted without noise; PGD from "
         f"{settings['pgd']['restarts']} random start(s) with steps of 2.5 epsilon / steps, CW in linf as PGD on its "
         "margin loss. CW in l2, EAD and AutoAttack stop where the model without noise errs: at its boundary, from "
         "where noise brings many images back, so that beside PGD they look weak against noisy models. BPDA+EoT "
         f"({settings['bpda_eot']['draws']} draws x {settings['bpda_eot']['steps']} steps) is crafted with noise from "
-        "where PGD without noise ended. "
-        f"'{WORST}': per example, its worst attack picked on {attack['selection']} other redraws. The paper says "
-        "nothing of steps, restarts and losses. Stronger attacks leave less."
+        "where PGD without noise ended. A worst case is per example: its worst attack is picked on "
+        f"{attack['selection']} other redraws. The paper says nothing of steps, restarts and losses. Stronger attacks "
+        "leave less."
     )
 
 
@@ -161,7 +199,8 @@ def origin(job: dict[str, Any], rows: list[Row]) -> str:
 
 def page(job: dict[str, Any], found: list[Section], rows: list[Row], figures: list[dict[str, str]]) -> str:
     """The Markdown page of a data set's results; of figures what `figures.save` wrote."""
-    parts = [f"# {job['config']['title']}", MODELS, note(job["config"]), origin(job, rows)]
+    models = who(row["model"] for row in rows)
+    parts = [f"# {job['config']['title']}", models, note(job["config"]), origin(job, rows)]
     for heading, said, (headings, lines) in found:
         parts += [f"## {heading}", *([said] if said else []), format_table(headings, lines)]
     for figure in figures:

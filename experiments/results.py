@@ -4,8 +4,9 @@ import collections
 import functools
 import itertools
 import json
+import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -153,10 +154,15 @@ def _worst(data_set: str, beta2: float, groups: list[list[Outcomes]], facts: dic
         survived = _left(part, common)
         shared = ("commit", "device", "cores", "jax", "profile", "seed", "weights", "model", "scored_on")
         of_group = {key: part[-1].facts[key] for key in shared if key in part[-1].facts}
-        attacks = sorted({outcomes.facts["title"] for outcomes in part})
+        attacks = sorted({_titled(outcomes.facts, by_ball=not facts["norm"]) for outcomes in part})
         more = {"source": of_group["model"], "attacks": attacks}
         found.append(_row(data_set, beta2, of_group | facts | more, survived))
     return found
+
+
+def _titled(facts: dict[str, Any], *, by_ball: bool) -> str:
+    """The attack, where it is told apart by its ball."""
+    return f"{ball(facts['norm'], facts['epsilon'])}: {facts['title']}" if by_ball else facts["title"]
 
 
 def _met_by_all(group: Iterable[Outcomes]) -> np.ndarray:
@@ -172,10 +178,29 @@ def _left(group: list[Outcomes], examples: np.ndarray) -> np.ndarray:
     return evaluate.worst_case(selection, scoring)
 
 
+class Gain(NamedTuple):
+    """Accuracy of one model minus that of another, in points of percent.
+
+    Attributes:
+        points: the difference.
+        low: lower end of its paired 95 % interval.
+        high: upper end.
+        images: on how many.
+    """
+
+    points: float
+    low: float
+    high: float
+    images: int
+
+
 def gain(
     ledger: Iterable[Outcomes], one: tuple[str, str], other: tuple[str, str], norm: str, epsilon: float
-) -> tuple[float, int] | None:
-    """How much more of one model than of the other is left by all attacks that met it, on the images that met them all.
+) -> Gain | None:
+    """How much more of one model than of the other is left in the worst case, on the images that met all attacks.
+
+    The attacks are those that both met: one that met only the first would make the other look better. Those that need a
+    front end's noise have no counterpart, and count.
 
     Args:
         ledger: outcomes of the cells.
@@ -185,7 +210,7 @@ def gain(
         epsilon: likewise.
 
     Returns:
-        Points of percent, and the number of images; None where no image met all.
+        The gain; None where no image met all attacks, or no attack both models.
     """
     budget = (norm, epsilon)
     groups: list[list[Outcomes]] = [[], []]
@@ -195,11 +220,16 @@ def gain(
             known = ((facts["model"], facts["scored_on"]), (facts["norm"], facts["epsilon"])) == (model, budget)
             if known and facts["role"] != "cell":
                 group.append(outcomes)
-    examples = _met_by_all(groups[0] + groups[1]) if all(groups) else ()
+    common = set.intersection(*({outcomes.facts["title"] for outcomes in group} for group in groups))
+    groups = [[o for o in group if o.facts["title"] in common or KINDS[o.facts["attack"]].noisy] for group in groups]
+    examples = _met_by_all(groups[0] + groups[1]) if common else np.array([])
     if not len(examples):
         return None
-    a, b = (float(_left(group, np.asarray(examples)).mean()) for group in groups)
-    return round(100 * (a - b), 2), len(examples)
+    a, b = (_left(group, examples).mean(0) for group in groups)
+    differences = [*map(float, a - b)]
+    low, high = evaluate.paired_interval(differences)
+    points = math.fsum(differences) / len(differences)
+    return Gain(round(100 * points, 2), round(100 * low, 2), round(100 * high, 2), len(examples))
 
 
 def _row(data_set: str, beta2: float, facts: dict[str, Any], survived: np.ndarray) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from rbf_jax.evaluate.ledger import Parts as Parts
 from rbf_jax.evaluate.ledger import load_outcomes as load_outcomes
 from rbf_jax.evaluate.ledger import save_outcomes as save_outcomes
 from rbf_jax.evaluate.ledger import worst_case as worst_case
+from rbf_jax.evaluate.statistics import paired_interval as paired_interval
 from rbf_jax.evaluate.statistics import wilson_interval as wilson_interval
 from rbf_jax.evaluate.suite import SuiteResult as SuiteResult
 from rbf_jax.evaluate.suite import fitting_batch as fitting_batch

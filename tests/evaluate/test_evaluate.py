@@ -1,5 +1,7 @@
 """Evaluation in batches, and Wilson's interval."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -191,3 +193,34 @@ def test_wilson_interval_is_scipys(confidence):
 def test_wilson_interval_of_nothing(arguments, message):
     with pytest.raises(ValueError, match=message):
         evaluate.wilson_interval(*arguments)
+
+
+@pytest.mark.parametrize("counts", [(3, 1, 6), (0, 0, 5), (20, 5, 175), (2, 0, 0)])
+def test_a_paired_interval_is_agresti_and_mins(counts):
+    """Their formula: Wald's, with half an example more in each of the four outcomes; ``c`` are alike of either kind."""
+    one, other, alike = counts
+    b, c, n = one + 0.5, other + 0.5, one + other + alike + 2
+    half = 1.959964 * math.sqrt(b + c - (b - c) ** 2 / n) / n
+    found = evaluate.paired_interval([1] * one + [-1] * other + [0] * alike)
+    assert found == pytest.approx((max(-1, (b - c) / n - half), min(1, (b - c) / n + half)), abs=1e-6)
+
+
+def test_a_paired_interval_covers(rng):
+    """Of 2,000 draws of 30 examples each the true difference lies inside in about 95 of 100."""
+    draws = rng.choice([1, -1, 0], size=(2000, 30), p=[0.2, 0.05, 0.75])
+    ends = np.array([evaluate.paired_interval(draw.tolist()) for draw in draws])
+    assert 0.93 < np.mean((ends[:, 0] <= 0.15) & (ends[:, 1] >= 0.15)) < 0.99
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([],), r"differences .* got 0"),
+        (([0.0, 1.5],), r"differences must be from -1 to 1, got 0\.0 to 1\.5"),
+        (([float("nan")],), r"differences must be from -1 to 1"),
+        (([0.0], 0.0), r"confidence must be above 0 and below 1, got 0\.0"),
+    ],
+)
+def test_a_paired_interval_of_nothing(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.paired_interval(*arguments)

@@ -56,7 +56,7 @@ def test_the_arena_keeps_threat_models_apart(tmp_path, met):
     page = (tmp_path / "arena_rcnn" / "README.md").read_text()
     assert page.startswith("# Every attack on one model: rCNN, mnist, linf 0.3\n")
     assert "Commit abc, cpu, 1 core(s)" in page
-    assert "the fingerprint 01234567:" in page
+    assert "the fingerprint 01234567 (" in page
     before, secret, known = page.split("\n## ")
     assert secret.startswith("Secret noise")
     assert [name for name in lines(secret) if name in ("one", "two", "clean")] == ["two", "one", "clean"]

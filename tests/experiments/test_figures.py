@@ -257,9 +257,9 @@ def test_the_studies_asked_for_are_drawn(made, tmp_path):
     run.config.studies = {"models": ("rcnn", "cnn"), "curves": {"l2": (0.3,)}, "steps": (1,), "examples": 5}
     run.config.attack.settings.apgd = {"steps": 1, "restarts": 1}
     curves = [
-        {"model": "rcnn", "form": form, "norm": norm, "epsilon": epsilon, "accuracy": 90 - 100 * epsilon, "N": 200}
+        {"model": model, "form": form, "norm": norm, "epsilon": epsilon, "accuracy": 90 - 100 * epsilon, "N": 200}
         for norm in ("l2", "linf")
-        for form in ("predict", "static")
+        for model, form in (("rcnn", "predict"), ("rcnn", "static"), ("cnn", "static"))
         for epsilon in (0.3, 0.1, 0.2)
     ]
     shared = {"model": "cnn", "form": "static", "norm": "l1", "epsilon": 3}
@@ -284,7 +284,7 @@ def test_the_studies_asked_for_are_drawn(made, tmp_path):
         for line in axes.lines:
             np.testing.assert_allclose(np.asarray(line.get_xydata()), [[0.1, 80], [0.2, 70], [0.3, 60]])
     (legend,) = found[0][2].legends
-    assert [text.get_text() for text in legend.get_texts()] == ["rCNN", "rCNN, no noise"]
+    assert [text.get_text() for text in legend.get_texts()] == ["rCNN, no noise", "CNN"]  # its attack knows no noise
     for section, expected in zip(found[1:], ([[10, 5], [100, 4]], [[5, 3]]), strict=True):
         (line,) = section[2].axes[0].lines
         np.testing.assert_array_equal(line.get_xydata(), expected)

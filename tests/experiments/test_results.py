@@ -1,6 +1,7 @@
 """Tables: the paper's number beside the right cell, worst cases, and what a row says."""
 
 import json
+import math
 import re
 import shutil
 
@@ -8,7 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from experiments import results, tables
+from experiments import paper_tables, results, tables
 from experiments.configs import mnist
 from experiments.provenance import ROOT
 from rbf_jax.evaluate import Outcomes, save_outcomes, wilson_interval
@@ -219,7 +220,8 @@ def test_the_worst_case_over_norms_takes_the_attacks_of_all_its_budgets():
         outcomes("ead", [[0, 0, 0, 0]], **CNN, norm="l1", epsilon=15.0),
     ]
     rows = results.make_rows("mnist", ledger, [{"linf": 0.3, "l2": 2.0}, {"linf": 0.3, "l2": 1.0}])
-    assert of(rows, results.UNION) == [(4, 50.0, ["FGSM", "PGD-9"])]
+    assert of(rows, results.UNION) == [(4, 50.0, ["l2 2: PGD-9", "linf 0.3: FGSM"])]
+    assert paper_tables.unions(paper_tables.Rows(rows))[1][-1]["attacks"] == "1 of l2 2, 1 of linf 0.3"
     assert (rows[-1]["title"], rows[-1]["norm"]) == ("worst over norms: linf 0.3, l2 2", "")
     assert (rows[-1]["model"], rows[-1]["scored_on"], rows[-1]["weights"]) == ("cnn", "static", "cnn")
 
@@ -302,7 +304,7 @@ def job(folder):
     record = origin | {"config": config | {"title": "A title", "draws": 7}, "filters": 23, "seconds": {"filters": 3.0}}
     (folder / "models").mkdir(parents=True)
     (folder / "job.json").write_text(json.dumps(record))
-    (folder / "models" / "rcnn.json").write_text(json.dumps(recipe | {"config": config}))
+    (folder / "models" / "rcnn.json").write_text(json.dumps(origin | recipe | {"config": config}))
     save_outcomes(folder / "ledger" / "a.npz", outcomes("clean", [[1, 1, 0]]))
 
 
@@ -341,9 +343,28 @@ def test_a_gain_is_of_all_attacks_on_the_images_that_met_them_all():
     ]
     # The rCNN: image 4 falls to FGSM in both redraws; 7 stands, by FGSM (both attacks leave it, FGSM is the stronger
     # one on the selection). The CNN: 4 falls to PGD, 7 to FGSM.
-    assert results.gain(ledger, ("rcnn", "predict"), ("cnn", "static"), "linf", 0.3) == (50.0, 2)
-    assert results.gain(ledger, ("cnn", "static"), ("rcnn", "predict"), "linf", 0.3) == (-50.0, 2)
+    found = results.gain(ledger, ("rcnn", "predict"), ("cnn", "static"), "linf", 0.3)
+    back = results.gain(ledger, ("cnn", "static"), ("rcnn", "predict"), "linf", 0.3)
+    assert found is not None
+    # Differences 0 and 1, and one of either sign halved: mean 1 / 4, mean square 2 / 4.
+    half = 1.959964 * math.sqrt((2 / 4 - 1 / 16) / 4)
+    assert found == (
+        50.0,
+        pytest.approx(100 * (1 / 4 - half), abs=0.01),
+        pytest.approx(100 * (1 / 4 + half), abs=0.01),
+        2,
+    )
+    assert back == (-50.0, -found.high, -found.low, 2)
     assert results.gain(ledger, ("rcnn", "predict"), ("cnn", "static"), "l2", 2.0) is None
+    # What only one of them met says nothing of the other; noise, which no plain model has, is averaged over.
+    one_sided = [*ledger, outcomes("ead", [[0, 0, 0]] * 2, **noisy)]
+    assert results.gain(one_sided, ("rcnn", "predict"), ("cnn", "static"), "linf", 0.3) == found
+    averaged = [*ledger, outcomes("bpda_eot", [[0, 0, 0]] * 2, rows=[2, 4, 7], selection=[[0, 0, 0]])]
+    with_noise = results.gain(averaged, ("rcnn", "predict"), ("cnn", "static"), "linf", 0.3)
+    assert with_noise is not None
+    assert with_noise.points == 0.0
+    strangers = [outcomes("pgd", [[1]]), outcomes("fgsm", [[1]], **CNN)]
+    assert results.gain(strangers, ("rcnn", "predict"), ("cnn", "static"), "linf", 0.3) is None
     apart = [outcomes("pgd", [[1]], rows=[0]), outcomes("pgd", [[1]], rows=[1], **CNN)]
     assert results.gain(apart, ("rcnn", "predict"), ("cnn", "static"), "linf", 0.3) is None
 
