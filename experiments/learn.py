@@ -235,12 +235,14 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
     # Of the last training of this name; an epoch that was cut short says its own speed.
     trained = [r for r in run.records() if (r.get("stage"), r.get("model")) == ("train", name)][-epochs(config, name) :]
     seconds = [batches * config.train.batch_size / r["images_per_second"] for r in trained]
+    before = (f"bank {name}", "filters" * recipe.own_filters)
     record = provenance() | {
         "model": name,
         "recipe": recipe._asdict(),
         "config": config.to_dict(),
         "history": {key: [round(float(x), 4) for x in values] for key, values in history._asdict().items()},
         "seconds an epoch": round(float(np.median(seconds)), 1) if seconds else None,
+        "overheads": {stage: took for stage, took in run.overheads().items() if stage in before},
     }
     return variables, record
 

@@ -71,7 +71,7 @@ def job() -> None:
         studies.study(name, run, examples, filters, models)
         more.append(studies.study_path(run, name))
 
-    record = provenance() | {"config": config.to_dict(), "filters": len(filters.variances), "seconds": _seconds(run)}
+    record = provenance() | {"config": config.to_dict(), "filters": len(filters.variances), "seconds": run.overheads()}
     with replacing(run.directory / "job.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     drawn = figures.sections(run, examples.test, filters, models)
@@ -91,17 +91,6 @@ def job() -> None:
     seconds = time.perf_counter() - began
     headings, lines = written.sections[0].table
     print(f"\n{format_table(headings, lines)}\n\n{written.note}\n\nreport: {report}  ({seconds:.0f} s)")
-
-
-def _seconds(run: rundir.Run) -> dict[str, float]:
-    """What the stages besides training took: the EM, and the noise banks by model."""
-    found = {}
-    for record in run.records():
-        if record.get("stage") == "filters" and record["kind"] == "own":
-            found["filters"] = record["seconds"]
-        elif record.get("stage") == "bank":
-            found[f"bank {record['model']}"] = record["seconds"]
-    return found
 
 
 if __name__ == "__main__":

@@ -38,6 +38,21 @@ class Run(NamedTuple):
                 found.append(json.loads(line))
         return found
 
+    def overheads(self) -> dict[str, float]:
+        """Seconds that came before trainings: ``"filters"`` of the EM, ``"bank MODEL"`` of its noise bank.
+
+        Where the log has none, those that a finished model's record says.
+        """
+        found = dict[str, float]()
+        for path in sorted((self.directory / "models").glob("[!.]*.json")):
+            found |= read_json(path, "Remove it: it is written again").get("overheads", {})
+        for record in self.records():
+            if record.get("stage") == "filters" and record["kind"] == "own":
+                found["filters"] = record["seconds"]
+            elif record.get("stage") == "bank":
+                found[f"bank {record['model']}"] = record["seconds"]
+        return found
+
 
 def learned(config: dict[str, Any]) -> dict[str, Any]:
     """What of a configuration determines what is learned; by way of JSON, as it is compared with what is read back."""

@@ -432,6 +432,7 @@ def test_moved_images_are_rebuilt_after_that(run, examples, filters, fitted, nam
     ],
 )
 def test_every_kind_of_recipe_is_trained(run, examples, monkeypatch, name):
+    run.log({"stage": "filters", "kind": "own", "seconds": 4.0})  # theirs were there before
     variables = learn.train_model(run, examples, name)
     record = json.loads((run.directory / "models" / f"{name}.json").read_text())
     assert record["recipe"] == RECIPES[name]._asdict()
@@ -444,6 +445,12 @@ def test_every_kind_of_recipe_is_trained(run, examples, monkeypatch, name):
     epochs = [line for line in run.records() if line.get("stage") == "train"]
     assert [(line["model"], line["epoch"]) for line in epochs] == [(name, 1), (name, 2)]
     assert record["seconds an epoch"] == pytest.approx(np.mean([line["seconds"] for line in epochs]), abs=0.06)
+    # What came before is kept with the model, where the log may go.
+    before = ["filters"] * RECIPES[name].own_filters + [f"bank {name}"] * RECIPES[name].noise
+    assert sorted(record["overheads"]) == sorted(before)
+    assert record["overheads"].get("filters", 4.0) == 4.0
+    (run.directory / "log.jsonl").unlink()
+    assert run.overheads() == record["overheads"]
     # What is returned is what lies in the file, and nothing is trained again.
     monkeypatch.setattr(learn.train, "fit", None)
     again = learn.train_model(run, examples, name)

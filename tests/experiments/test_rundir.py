@@ -68,3 +68,16 @@ def test_a_damaged_configuration_is_refused(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is damaged"):
         open_run(tmp_path, config())
+
+
+def test_what_came_before_a_training_is_of_the_log_or_else_of_the_finished_models(tmp_path):
+    run = open_run(tmp_path, config())
+    assert run.overheads() == {}
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "a.json").write_text(json.dumps({"overheads": {"filters": 3.0, "bank a": 5.0}}))
+    (tmp_path / "models" / "b.json").write_text("{}")  # of before they were kept
+    assert run.overheads() == {"filters": 3.0, "bank a": 5.0}
+    run.log({"stage": "filters", "kind": "kmeans", "seconds": 1.0})
+    run.log({"stage": "filters", "kind": "own", "seconds": 4.0})
+    run.log({"stage": "bank", "model": "b", "seconds": 6.0})
+    assert run.overheads() == {"filters": 4.0, "bank a": 5.0, "bank b": 6.0}
