@@ -132,8 +132,10 @@ def _compared(data_set: str, rows: Rows, certified: Sequence[Row]) -> Iterator[t
                 yield at["paper"], at, model, attack, "l2", at["radius"]
 
 
-def held(data_set: str, rows: Rows, certified: Sequence[Row] = ()) -> tuple[Table, Table]:
-    """The paper's numbers that hold within five points, and those that do not, the furthest first.
+def held(data_set: str, rows: Rows, certified: Sequence[Row] = ()) -> dict[str, Table]:
+    """The paper's numbers, the furthest first: that do not hold, that hold within five points, and that are unclear.
+
+    Unclear is a number inside our interval where that reaches further than five points from it.
 
     Args:
         data_set: for Table IV's radii.
@@ -141,13 +143,17 @@ def held(data_set: str, rows: Rows, certified: Sequence[Row] = ()) -> tuple[Tabl
         certified: of `certification.make_rows`. Radii beyond the ceiling are not compared.
     """
     headings = ["model", "attack", "budget", "paper", "ours", "difference"]
-    near, far = list[dict[str, str]](), list[dict[str, str]]()
+    lines: dict[str, list[dict[str, str]]] = {"far": [], "near": [], "unclear": []}
     compared = _compared(data_set, rows, certified)
     for paper, ours, *what, norm, radius in sorted(compared, key=lambda each: -abs(each[1]["accuracy"] - each[0])):
         difference = ours["accuracy"] - paper
         values = (*what, ball(norm, radius) if norm else "–", f"{paper:.1f}", text(ours), f"{difference:+.1f}")
-        (near if abs(difference) <= HOLDS else far).append(dict(zip(headings, values, strict=True)))
-    return (headings, near), (headings, far)
+        low, high = ours["wilson95"]
+        kind = "near" if abs(difference) <= HOLDS else "far"
+        if low <= paper <= high and max(paper - low, high - paper) > HOLDS:
+            kind = "unclear"
+        lines[kind].append(dict(zip(headings, values, strict=True)))
+    return {kind: (headings, found) for kind, found in lines.items()}
 
 
 def commentary(folder: Path) -> Path | None:
@@ -175,7 +181,9 @@ def page(
         written: the commentary, None where there is none.
     """
     data_set, found = job["config"]["set"], Rows(rows, job["config"]["beta2"])
-    near, far = held(data_set, found, certified)
+    numbers = {
+        kind: format_table(*table) if table[1] else "None." for kind, table in held(data_set, found, certified).items()
+    }
     parts = [f"# {job['config']['title']}: the verdict", who(found.models()), origin(job, rows)]
     if written is not None:
         parts.append(written.read_text().strip())
@@ -191,9 +199,12 @@ def page(
         format_table(*gains(data_set, ledger)),
         f"## The paper's numbers that do not hold (more than {HOLDS:g} points apart)",
         "Those of Tables I and III to VII. Of rCNN and rCNN+ Table IV does not say which attack leaves its numbers.",
-        format_table(*far) if far[1] else "None.",
+        numbers["far"],
         f"## The paper's numbers that hold (within {HOLDS:g} points)",
-        format_table(*near) if near[1] else "None.",
+        numbers["near"],
+        "## The paper's numbers that too few images leave open",
+        f"They lie inside our interval, which reaches further than {HOLDS:g} points from them.",
+        numbers["unclear"],
     ]
     for section in studies:
         parts += [f"## {section.heading}", section.text, format_table(*section.table)]

@@ -266,12 +266,17 @@ def test_the_verdict_counts_points_and_sorts_the_papers_numbers(job, tmp_path):
         row("rcnn", UNION, 4.0, norm="", epsilon=0.0, title=f"{UNION}: linf 0.3, l2 2, l1 25"),
         row("rcnn", "fgsm", 94.0, paper=94.7),
         row("rcnn", "pgd", 20.0, paper=78.3),
+        # Near or far, the paper's number lies within an interval that is wider than what counts as near.
+        row("rcnn", "cw", 80.0, paper=83.1) | {"wilson95": [60.0, 92.0]},
+        row("rcnn", "daa", 50.0, paper=41.5) | {"wilson95": [40.0, 60.0]},
     ]
     found = Rows(rows)
     worth = line(verdict.worth("mnist", found), "rCNN")
     assert worth["linf 0.3"] == "12.0 (11.0-13.0), N=100, 2 attacks"
     assert worth["all three"].startswith("8.0")
-    (_, near), (_, far) = verdict.held("mnist", found)
+    numbers = verdict.held("mnist", found)
+    near, far, unclear = (numbers[kind][1] for kind in ("near", "far", "unclear"))
+    assert [each["attack"] for each in unclear] == ["DAA", "CW"]
     assert [each["attack"] for each in near] == ["FGSM"]
     assert [(each["attack"], each["difference"]) for each in far] == [("PGD", "-58.3")]
     assert verdict.page(job, rows, [], [], [], None).endswith("\n\nMade by `make tables` from the ledgers.\n")
@@ -292,17 +297,17 @@ def test_table_4_and_the_certificates_are_among_the_papers_numbers():
         row("rcnn", "pgd", 1.0),
         row("madry", "apgd", 1.0, epsilon=0.35, form="static"),
     ]
-    certified = {"accuracy": 90.0, "wilson95": [85.0, 93.0], "N": 100, "paper": 92.7, "difference": -2.7}
+    certified = {"accuracy": 90.0, "wilson95": [88.0, 93.0], "N": 100, "paper": 92.7, "difference": -2.7}
     certified["radius"] = 0.5
     above = {"radius": 1.0, "accuracy": None, "wilson95": None, "paper": 0.0, "difference": None}
     absent = certified | {"radius": 0.0, "paper": None, "difference": None}
     record = {"model": "cnn", "form": "static", "sigma": 0.2, "certified": [absent, certified, above]}
-    (_, near), (_, far) = verdict.held("mnist", Rows(rows), [record])
+    numbers = verdict.held("mnist", Rows(rows), [record])
+    near, far = numbers["near"][1], numbers["far"][1]
     assert [tuple(each.values()) for each in near] == [
-        ("CNN", "certificates, sigma 0.2", "l2 0.5", "92.7", "90.0 (85.0-93.0), N=100", "-2.7"),
+        ("CNN", "certificates, sigma 0.2", "l2 0.5", "92.7", "90.0 (88.0-93.0), N=100", "-2.7"),
         ("rCNN", "lowest attack (BPDA_EOT)", "linf 0.35", "10.5", "12.0 (11.0-13.0), N=100", "+1.5"),
     ]
     assert [tuple(each.values())[:4] for each in far] == [("rCNN+", "lowest attack (PGD)", "linf 0.35", "75.8")]
     # The paper's noise is another.
-    (_, near), (_, far) = verdict.held("mnist", Rows(rows, beta2=1.0))
-    assert near == far == []
+    assert all(lines == [] for _, lines in verdict.held("mnist", Rows(rows, beta2=1.0)).values())
