@@ -42,9 +42,10 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 def _noises(settings: dict[str, Any]) -> list[tuple[float, str, int]]:
-    """beta2, scale and draws; without noise one scale is like the other."""
+    """beta2, scale and draws; without noise all scales and draws are alike."""
     points = itertools.product(*(settings[name] for name in GRID[1:]))
-    return [point for point in points if point[0] > 0 or point[1] == settings["scales"][0]]
+    first = settings["scales"][0], settings["draws"][0]
+    return [point for point in points if point[0] > 0 or point[1:] == first]
 
 
 def measure(inputs: Inputs) -> list[Row]:
@@ -68,7 +69,7 @@ def measure(inputs: Inputs) -> list[Row]:
                 ("clean", {"norm": "", "epsilon": 0.0}, clean),
                 (KINDS["pgd"].title.format(**settings["pgd"]), within, attacked._replace(images=images)),
             ):
-                title = f"beta1 {beta1:g}, beta2 {beta2:g} ({scale}), m {draws}"
+                title = f"beta1 {beta1:g}, " + (f"beta2 {beta2:g} ({scale}), m {draws}" if beta2 else "no noise")
                 name = f"{model}-beta1-{beta1:g}-beta2-{beta2:g}-{scale}-m-{draws}-{attack.lower()}"
                 right = inputs.right(predict, seen, batch_size=size, name=name)
                 row = {"model": model, "form": "predict", "title": title, "attack": attack}
@@ -102,7 +103,7 @@ def _table(rows: list[Row]) -> Table:
 STUDY = Study(
     "Sharpness, noise and draws",
     "Accuracy in percent with its 95 % Wilson interval of one trained model whose front end is changed in the test "
-    "alone, by one noisy prediction of m draws; beta2 = 0 is no noise. In brackets what the noise grows with: the "
+    "alone, by one noisy prediction of m draws. In brackets what the noise grows with: the "
     "filter's variance (the released code), its standard deviation, or the root of that (Eq. 4 to the letter). PGD is "
     "crafted without noise at that beta1.",
     settings,
