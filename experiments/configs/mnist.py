@@ -35,7 +35,8 @@ PLAN = (
     (("rcnn_plus",), (*LINF, *L2, *L1), ("bpda_eot@1",), MANY),
     (("rcnn_plus",), LINF, ("autoattack_rand@1",), 50),
     # Inside the paper's budget, where gradient attacks leave more behind the front end than without it.
-    (("cnn", "rcnn", "cnn_plus", "rcnn_plus", *CONTROLS), (("linf", 0.15),), ("autoattack",), 50),
+    ((*MAIN, *CONTROLS), (("linf", 0.15),), ("autoattack",), 50),
+    (DEFENDED, (("linf", 0.15),), ("autoattack_rand",), 30),
     # Beyond the paper's budget, and the usual one in l1.
     (MAIN, (("linf", 0.35), ("l1", 10.0)), ("pgd", "apgd"), 1_000),
     (MAIN, (("linf", 0.35), ("l1", 10.0)), ("autoattack",), 50),
