@@ -200,7 +200,7 @@ def gain(
     """How much more of one model than of the other is left in the worst case, on the images that met all attacks.
 
     The attacks are those that both met: one that met only the first would make the other look better. Those that need a
-    front end's noise have no counterpart, and count.
+    front end's noise have no counterpart, and count; where a noisy prediction met none, its gain is not known.
 
     Args:
         ledger: outcomes of the cells.
@@ -210,7 +210,7 @@ def gain(
         epsilon: likewise.
 
     Returns:
-        The gain; None where no image met all attacks, or no attack both models.
+        The gain; None where it is not known, or no image met all attacks.
     """
     budget = (norm, epsilon)
     groups: list[list[Outcomes]] = [[], []]
@@ -220,6 +220,9 @@ def gain(
             known = ((facts["model"], facts["scored_on"]), (facts["norm"], facts["epsilon"])) == (model, budget)
             if known and facts["role"] != "cell":
                 group.append(outcomes)
+    averaged = [any(KINDS[outcomes.facts["attack"]].noisy for outcomes in group) for group in groups]
+    if any(form != "static" and not known for (_, form), known in zip((one, other), averaged, strict=True)):
+        return None
     common = set.intersection(*({outcomes.facts["title"] for outcomes in group} for group in groups))
     groups = [[o for o in group if o.facts["title"] in common or KINDS[o.facts["attack"]].noisy] for group in groups]
     examples = _met_by_all(groups[0] + groups[1]) if common else np.array([])

@@ -219,12 +219,20 @@ def test_what_the_front_end_adds_is_counted_on_the_images_that_met_all():
         outcomes("fgsm", [[1, 1]], rows=[0, 1], scored_on="static"),
         outcomes("pgd", [[1, 0, 1, 1]], **CNN),
         outcomes("clean", [[0, 0, 0, 0]], **CNN),
+        *(
+            outcomes("autoattack", survived, title="AutoAttack", epsilon=epsilon, **of)
+            for epsilon in (0.15, 0.35)  # beyond the budget is not inside
+            for survived, of in (([[1, 1]], {"scored_on": "static"}), ([[1, 0]], CNN))
+        ),
     ]
     plain = line(verdict.gains("mnist", ledger), "front end, clean training")
     # FGSM met the rCNN alone. Of four images PGD takes one of each model: differences 0, 1, -1 and 0, half a point of
     # each sign added, sum of squares 3 of 6: 1.96 sqrt(0.5 / 6) on either side.
-    assert plain == {"what is added": "front end, clean training", "linf 0.3": "+0.0 (-56.6 to +56.6), N=4"} | {
-        name: NOT_RUN for name in ("l2 2", "l1 15")
+    assert plain == {
+        "what is added": "front end, clean training",
+        "linf 0.15": "+50.0 (-39.8 to +89.8), N=2",
+        "linf 0.3": "+0.0 (-56.6 to +56.6), N=4",
+        **{name: NOT_RUN for name in ("l2 2", "l1 15")},
     }
     # One of the rCNN's alone would be in the table with nothing to compare.
     assert [each["what is added"] for each in verdict.gains("mnist", ledger)[1]] == [

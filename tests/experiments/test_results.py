@@ -332,41 +332,45 @@ def test_what_is_committed_is_what_the_ledgers_say(tmp_path):
 
 def test_a_gain_is_of_all_attacks_on_the_images_that_met_them_all():
     """Two attacks on each; by hand the worst case on images 4 and 7, which all four met, over two redraws."""
-    noisy = {"selection": [[1, 1, 1]], "rows": [2, 4, 7]}
+    noisy = {"selection": [[1, 1, 1]], "rows": [2, 4, 7], "scored_on": "static"}
     ledger = [
         outcomes("pgd", [[0, 1, 1], [0, 1, 0]], **noisy),
-        outcomes("fgsm", [[0, 0, 1], [0, 0, 1]], rows=[2, 4, 7], selection=[[1, 0, 1]]),
+        outcomes("fgsm", [[0, 0, 1], [0, 0, 1]], **noisy | {"selection": [[1, 0, 1]]}),
         outcomes("pgd", [[0, 0, 0]], **noisy, role="cell"),  # no part of worst cases
         outcomes("pgd", [[0, 0, 0]], **noisy, **L2),
         outcomes("pgd", [[1, 0, 0, 1]], rows=[3, 4, 5, 7], **CNN),
         outcomes("fgsm", [[1, 0, 1]], rows=[4, 7, 8], **CNN),
     ]
+    rcnn, cnn, linf = ("rcnn", "static"), ("cnn", "static"), ("linf", 0.3)
     # The rCNN: image 4 falls to FGSM in both redraws; 7 stands, by FGSM (both attacks leave it, FGSM is the stronger
     # one on the selection). The CNN: 4 falls to PGD, 7 to FGSM.
-    found = results.gain(ledger, ("rcnn", "predict"), ("cnn", "static"), "linf", 0.3)
-    back = results.gain(ledger, ("cnn", "static"), ("rcnn", "predict"), "linf", 0.3)
-    assert found is not None
+    found, back = results.gain(ledger, rcnn, cnn, *linf), results.gain(ledger, cnn, rcnn, *linf)
     # Differences 0 and 1, and one of either sign halved: mean 1 / 4, mean square 2 / 4.
     half = 1.959964 * math.sqrt((2 / 4 - 1 / 16) / 4)
-    assert found == (
-        50.0,
-        pytest.approx(100 * (1 / 4 - half), abs=0.01),
-        pytest.approx(100 * (1 / 4 + half), abs=0.01),
-        2,
-    )
+    ends = (pytest.approx(100 * (1 / 4 + side * half), abs=0.01) for side in (-1, 1))
+    assert found is not None
+    assert found == (50.0, *ends, 2)
     assert back == (-50.0, -found.high, -found.low, 2)
-    assert results.gain(ledger, ("rcnn", "predict"), ("cnn", "static"), "l2", 2.0) is None
-    # What only one of them met says nothing of the other; noise, which no plain model has, is averaged over.
-    one_sided = [*ledger, outcomes("ead", [[0, 0, 0]] * 2, **noisy)]
-    assert results.gain(one_sided, ("rcnn", "predict"), ("cnn", "static"), "linf", 0.3) == found
-    averaged = [*ledger, outcomes("bpda_eot", [[0, 0, 0]] * 2, rows=[2, 4, 7], selection=[[0, 0, 0]])]
-    with_noise = results.gain(averaged, ("rcnn", "predict"), ("cnn", "static"), "linf", 0.3)
-    assert with_noise is not None
-    assert with_noise.points == 0.0
-    strangers = [outcomes("pgd", [[1]]), outcomes("fgsm", [[1]], **CNN)]
-    assert results.gain(strangers, ("rcnn", "predict"), ("cnn", "static"), "linf", 0.3) is None
-    apart = [outcomes("pgd", [[1]], rows=[0]), outcomes("pgd", [[1]], rows=[1], **CNN)]
-    assert results.gain(apart, ("rcnn", "predict"), ("cnn", "static"), "linf", 0.3) is None
+    assert results.gain(ledger, rcnn, cnn, "l2", 2.0) is None
+    # What only one of them met says nothing of the other.
+    assert results.gain([*ledger, outcomes("ead", [[0, 0, 0]] * 2, **noisy)], rcnn, cnn, *linf) == found
+    strangers = [outcomes("pgd", [[1]], scored_on="static"), outcomes("fgsm", [[1]], **CNN)]
+    assert results.gain(strangers, rcnn, cnn, *linf) is None
+    apart = [outcomes("pgd", [[1]], rows=[0], scored_on="static"), outcomes("pgd", [[1]], rows=[1], **CNN)]
+    assert results.gain(apart, rcnn, cnn, *linf) is None
+
+
+def test_what_noise_gains_is_known_once_an_attack_averages_over_it():
+    rcnn, noise, linf = ("rcnn", "static"), ("rcnn", "predict"), ("linf", 0.3)
+    ledger = [
+        outcomes("pgd", [[0, 1, 0, 0]], scored_on="static"),
+        outcomes("pgd", [[1, 1, 1, 0]], selection=[[1, 1, 1, 0]]),
+    ]
+    assert results.gain(ledger, noise, rcnn, *linf) is None
+    ledger.append(outcomes("bpda_eot", [[0, 1, 1, 0]], selection=[[0, 1, 1, 0]]))
+    found = results.gain(ledger, noise, rcnn, *linf)
+    assert found is not None
+    assert (found.points, found.images) == (25.0, 4)
 
 
 def test_what_is_committed_and_what_is_made_keep_to_the_schema(tmp_path):
