@@ -220,7 +220,7 @@ def test_what_the_front_end_adds_is_counted_on_the_images_that_met_all():
         outcomes("pgd", [[1, 0, 1, 1]], **CNN),
         outcomes("clean", [[0, 0, 0, 0]], **CNN),
         *(
-            outcomes("autoattack", survived, title="AutoAttack", epsilon=epsilon, **of)
+            outcomes("autoattack", survived, epsilon=epsilon, **of)
             for epsilon in (0.15, 0.35)  # beyond the budget is not inside
             for survived, of in (([[1, 1]], {"scored_on": "static"}), ([[1, 0]], CNN))
         ),

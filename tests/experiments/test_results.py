@@ -91,6 +91,7 @@ def test_the_papers_number(cell, number):
 
 
 TITLES = {"fgsm": "FGSM", "pgd": "PGD-9", "clean": "clean", "bpda_eot": "BPDA+EoT", "ead": "EAD"}
+TITLES |= {"autoattack": "AutoAttack"}
 
 
 ORIGIN = {"commit": "abc", "device": "cpu", "cores": 2, "jax": "0"}
