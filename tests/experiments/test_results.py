@@ -90,8 +90,10 @@ def test_the_papers_number(cell, number):
     assert results.paper_number(*cell) == number
 
 
-TITLES = {"fgsm": "FGSM", "pgd": "PGD-9", "clean": "clean", "bpda_eot": "BPDA+EoT", "ead": "EAD"}
-TITLES |= {"autoattack": "AutoAttack"}
+TITLES = {
+    **{"fgsm": "FGSM", "pgd": "PGD-9", "clean": "clean"},
+    **{"bpda_eot": "BPDA+EoT", "ead": "EAD", "autoattack": "AutoAttack"},
+}
 
 
 ORIGIN = {"commit": "abc", "device": "cpu", "cores": 2, "jax": "0"}
