@@ -235,14 +235,13 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
     # Of the last training of this name; an epoch that was cut short says its own speed.
     trained = [r for r in run.records() if (r.get("stage"), r.get("model")) == ("train", name)][-epochs(config, name) :]
     seconds = [batches * config.train.batch_size / r["images_per_second"] for r in trained]
-    before = (f"bank {name}", "filters" * recipe.own_filters)
     record = provenance() | {
         "model": name,
         "recipe": recipe._asdict(),
         "config": config.to_dict(),
         "history": {key: [round(float(x), 4) for x in values] for key, values in history._asdict().items()},
         "seconds an epoch": round(float(np.median(seconds)), 1) if seconds else None,
-        "overheads": {stage: took for stage, took in run.overheads().items() if stage in before},
+        "overheads": {k: s for k, s in run.overheads().items() if k in ("filters", f"bank {name}")},
     }
     return variables, record
 
@@ -263,9 +262,8 @@ def noise_bank(
     if not path.exists():
         if not make:
             raise ValueError(f"{path} is gone, and the model that made it has been trained on since. {way_out}")
-        count = min(config.noise.bank_examples, len(examples.train.labels))
         # Through the front end of the test, which is the one that attacks will meet.
-        images, labels = examples.train.images[:count], examples.train.labels[:count]
+        images, labels = (array[: config.noise.bank_examples] for array in examples.train)
         parts = evaluate.Parts(folder / f"{name}-bank", {"noise": config.noise.to_dict()})
         result = evaluate.run_attack(
             jax.random.key(config.seed),
@@ -278,7 +276,7 @@ def noise_bank(
             progress=f"noise bank of {name}",
         )
         write_npz(path, {"noise": result.images - images, "facts": np.array(json.dumps(made_of))})
-        run.log({"stage": "bank", "model": name, "count": count, "seconds": round(parts.seconds(), 1)})
+        run.log({"stage": "bank", "model": name, "count": len(labels), "seconds": round(parts.seconds(), 1)})
     stored = read_npz(path, "a noise bank", way_out)
     check_facts(f"{path} is of another training", json.loads(str(stored.get("facts", "{}"))), made_of, way_out)
     return jnp.asarray(stored["noise"])
