@@ -59,8 +59,8 @@ _ON_TABLES = {
     "I": _BLACK_BOX,
     "V, l1": _BLACK_BOX,
     "V, l2": _BLACK_BOX,
-    "III": "The worst case is the lowest of those under 'Worst cases'. It may lie above the lowest attack where its "
-    "N is smaller, as it is of fewer images, and for noisy models, as other redraws score it.",
+    "III": "The worst case is that of the most attacks under 'Worst cases'. It may lie above the lowest attack where "
+    "its N is smaller, as it is of fewer images, and for noisy models, as other redraws score it.",
     "IV": "Beyond the budget the paper's Madry met PGD alone. Ours met few attacks there as well ('Every attack' says "
     "which), so that what PGD leaves is not what is left: see 'Accuracy against epsilon'.",
     "VII": "AutoAttack's rand version and the adaptive suite are under 'Every attack'. A lower level that met fewer "

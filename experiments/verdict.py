@@ -100,9 +100,9 @@ def gains(data_set: str, ledger: Sequence[Outcomes]) -> Table:
         ("front end, against a k-means codebook", (short, "static"), ("kmeans", "static")),
     ]
     paper = [(norm, budget(data_set, norm)) for norm in ("linf", "l2", "l1")]
-    attacked = {(of["norm"], of["epsilon"]) for of in (o.facts for o in ledger) if of["attack"] == "autoattack"}
-    inside = sorted(each for each in attacked if each < paper[0] and each[0] == "linf")
-    budgets = [*inside, *paper]
+    attacked = {o.facts["epsilon"] for o in ledger if (o.facts["attack"], o.facts["norm"]) == ("autoattack", "linf")}
+    inside = sorted(epsilon for epsilon in attacked if epsilon < budget(data_set, "linf"))
+    budgets = [*(("linf", epsilon) for epsilon in inside), *paper]
     headings, lines = ["what is added", *(ball(*each) for each in budgets)], []
     for title, one, other in pairs:
         if one[0] not in present or other[0] not in present:
