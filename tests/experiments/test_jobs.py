@@ -24,9 +24,9 @@ def run(tmp_path, monkeypatch):
     (run.directory / "models").mkdir()
     np.savez(run.directory / "models" / "cnn.npz", x=np.ones(2))
     recipe = {"history": {"loss": [1], "accuracy": [0.5], "validation": [0.75]}, "seconds an epoch": 2.5}
-    (run.directory / "models" / "cnn.json").write_text(json.dumps(recipe | {"config": config.to_dict()}))
-    job = {"commit": "a", "device": "cpu", "cores": 2, "jax": "0", "filters": 23, "seconds": {}}
-    (run.directory / "job.json").write_text(json.dumps(job | {"config": config.to_dict()}))
+    origin = {"commit": "a", "device": "cpu", "cores": 2, "jax": "0", "config": config.to_dict()}
+    (run.directory / "models" / "cnn.json").write_text(json.dumps(origin | recipe))
+    (run.directory / "job.json").write_text(json.dumps(origin | {"filters": 23, "seconds": {}}))
     return run
 
 
