@@ -1,9 +1,11 @@
-"""Convolution and pooling that are fast on CPU, also inside compiled loops.
+"""Convolution, pooling and batch norm that are fast on CPU, also inside compiled loops.
 
 XLA's CPU backend has one fast path for convolutions: channels last, forward. The gradients that autodiff makes are
 transposed convolutions; inside ``lax.scan`` and ``while`` these fall off that path and take 20 to 110 times as long
 (jax-ml/jax issue 12868). Here both gradients are written as forward convolutions on CPU; elsewhere they are autodiff's.
 """
+
+import functools
 
 import flax.linen as nn
 import jax
@@ -92,6 +94,20 @@ def _conv_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Ar
 conv.defvjp(_conv_forward, _conv_backward)
 
 
+def _channel_sums(images: Array) -> Array:
+    """Sums over all axes but the last."""
+
+    # On CPU as a product with ones: XLA's own sum over so many pixels takes seven times as long.
+    def product(images: Array) -> Array:
+        flat = images.reshape(-1, images.shape[-1])
+        return jnp.matmul(jnp.ones_like(flat[:, 0]), flat)
+
+    def total(images: Array) -> Array:
+        return images.sum(tuple(range(images.ndim - 1)))
+
+    return jax.lax.platform_dependent(images, cpu=product, default=total)
+
+
 @jax.custom_vjp
 def _add_bias(images: Array, bias: Array) -> Array:
     return images + bias
@@ -102,18 +118,47 @@ def _add_bias_forward(images: Array, bias: Array) -> tuple[Array, None]:
 
 
 def _add_bias_backward(_: None, cotangent: Array) -> tuple[Array, Array]:
-    # On CPU as a product with ones: XLA's own sum over so many pixels takes three times as long.
-    def product(cotangent: Array) -> Array:
-        flat = cotangent.reshape(-1, cotangent.shape[-1])
-        return jnp.matmul(jnp.ones_like(flat[:, 0]), flat)
-
-    def total(cotangent: Array) -> Array:
-        return cotangent.sum((0, 1, 2))
-
-    return cotangent, jax.lax.platform_dependent(cotangent, cpu=product, default=total)
+    return cotangent, _channel_sums(cotangent)
 
 
 _add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+def _standardized(images: Array, epsilon: float) -> tuple[Array, Array, Array, Array]:
+    """Images with mean 0 and variance 1 in each channel; the mean, the variance, 1 / sqrt(variance + epsilon)."""
+    count = images.size // images.shape[-1]
+    mean = _channel_sums(images) / count
+    centred = images - mean
+    variance = _channel_sums(jnp.square(centred)) / count
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    return centred * inverse, mean, variance, inverse
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _normalize(images: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
+    """Batch norm, and its mean and variance, which are for the running averages and have no gradient."""
+    standard, mean, variance, _ = _standardized(images, epsilon)
+    return standard * scale + bias, mean, variance
+
+
+def _normalize_forward(
+    images: Array, scale: Array, bias: Array, epsilon: float
+) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array, Array]]:
+    standard, mean, variance, inverse = _standardized(images, epsilon)
+    return (standard * scale + bias, mean, variance), (images, scale, mean, inverse)
+
+
+def _normalize_backward(
+    _: float, residuals: tuple[Array, Array, Array, Array], cotangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array]:
+    images, scale, mean, inverse = residuals
+    cotangent, count = cotangents[0], images.size // images.shape[-1]
+    standard = (images - mean) * inverse
+    d_scale, d_bias = _channel_sums(cotangent * standard), _channel_sums(cotangent)
+    return scale * inverse * (cotangent - (d_bias + standard * d_scale) / count), d_scale, d_bias
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def _first_maximum(a: Array, b: Array) -> Array:
@@ -160,4 +205,39 @@ class Conv(nn.Module):
         result = conv(images, self.param("kernel", nn.initializers.he_normal(), shape))
         if self.use_bias:
             result = _add_bias(result, self.param("bias", nn.initializers.zeros_init(), (self.features,)))
+        return result
+
+
+class BatchNorm(nn.Module):
+    """Batch norm over all axes but the last: (x - mean) / sqrt(variance + epsilon) * scale + bias.
+
+    In the layout of ``flax.linen.BatchNorm``: parameters ``scale`` and ``bias``, in the collection ``batch_stats`` the
+    running averages ``mean`` and ``var``, each ``(C,)``. Gradient and statistics are written with sums that are fast on
+    CPU, where it takes a quarter of the time of Flax's.
+
+    Attributes:
+        momentum: of the running averages, in [0, 1].
+        epsilon: added to the variance.
+
+    Reference: Ioffe and Szegedy, ICML 2015.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        """``(..., C)`` -> the same shape; with ``train`` by the batch's mean and variance, else by the running ones."""
+        channels = x.shape[-1:]
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        running_variance = self.variable("batch_stats", "var", jnp.ones, channels)
+        scale = self.param("scale", nn.initializers.ones_init(), channels)
+        bias = self.param("bias", nn.initializers.zeros_init(), channels)
+        if not train:
+            factor = jax.lax.rsqrt(running_variance.value + self.epsilon) * scale
+            return (x - running_mean.value) * factor + bias
+        result, mean, variance = _normalize(x, scale, bias, self.epsilon)
+        if not self.is_initializing():
+            for average, value in ((running_mean, mean), (running_variance, variance)):
+                average.value = self.momentum * average.value + (1 - self.momentum) * value
         return result

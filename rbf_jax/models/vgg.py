@@ -3,7 +3,7 @@
 import flax.linen as nn
 from jax import Array
 
-from rbf_jax.models.layers import Conv, max_pool
+from rbf_jax.models.layers import BatchNorm, Conv, max_pool
 
 BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 
@@ -35,7 +35,7 @@ class VGG16(nn.Module):
             return nn.Dropout(self.dropout * rate, deterministic=not train)(x)
 
         def norm(x: Array) -> Array:
-            return nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+            return BatchNorm()(x, train=train)
 
         x = images
         for block, widths in enumerate(BLOCKS):

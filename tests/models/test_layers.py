@@ -1,4 +1,4 @@
-"""Convolution and pooling against the native operations, in value and gradient."""
+"""Convolution, pooling and batch norm against the native operations, in value and gradient."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rbf_jax.models.layers import Conv, conv, max_pool
+from rbf_jax.models.layers import BatchNorm, Conv, conv, max_pool
 
 SIZES = [((side, side), size) for side in (1, 3, 5) for size in ((2, 2), (3, 3), (7, 5), (28, 28))]
 SIZES += [((3, 3), (1, 1)), ((3, 3), (2, 3)), ((1, 3), (7, 5)), ((5, 3), (2, 2))]
@@ -163,3 +163,69 @@ def test_module_starts_at_the_scale_of_he(rng):
     kernel = params["kernel"]
     assert np.var(kernel) == pytest.approx(2 / (3 * 3 * 32), rel=0.05)
     assert np.mean(kernel) == pytest.approx(0, abs=0.005)
+
+
+def norm_variables(rng, channels):
+    spread = 1 + np.arange(channels)
+    return {
+        "params": {"scale": normal(rng, channels), "bias": normal(rng, channels)},
+        "batch_stats": {"mean": normal(rng, channels), "var": jnp.asarray(spread, jnp.float32)},
+    }
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (5, 2, 2, 4), (3, 7, 5, 8)], ids=str)
+def test_batch_norm_is_flax_s(rng, shape):
+    """Flax's own layer on the same variables, its gradient by autodiff."""
+    x, cotangent, variables = 3 + 2 * normal(rng, *shape), normal(rng, *shape), norm_variables(rng, shape[-1])
+    layers = {
+        "ours": lambda *args: BatchNorm(0.7, 1e-3).apply(*args, train=True, mutable="batch_stats"),
+        "Flax's": lambda *args: nn.BatchNorm(False, momentum=0.7, epsilon=1e-3).apply(*args, mutable="batch_stats"),
+    }
+
+    def run(layer):
+        def value(params, x):
+            return layer({**variables, "params": params}, x)
+
+        result, pull, state = jax.vjp(value, variables["params"], x, has_aux=True)
+        return result, pull(cotangent), state
+
+    found, expected = (jax.jit(lambda layer=layer: run(layer))() for layer in layers.values())
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found, expected)
+    ours, theirs = BatchNorm(epsilon=1e-3), nn.BatchNorm(True, epsilon=1e-3)
+    np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-6, atol=1e-6)
+
+
+def test_batch_norm_s_gradient_is_the_difference_quotient(rng):
+    x, direction, cotangent = (rng.normal(size=(4, 3, 2, 3)) for _ in range(3))
+    scale, bias = rng.normal(size=(2, 3))
+
+    def loss(x):
+        centred = x - x.mean((0, 1, 2))
+        return np.sum(cotangent * (scale * centred / np.sqrt((centred**2).mean((0, 1, 2)) + 1e-5) + bias))
+
+    module = BatchNorm()
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 3))) | {"params": {"scale": scale, "bias": bias}}
+    variables = jax.tree.map(jnp.float32, variables)
+
+    def ours(x):
+        return jnp.sum(cotangent * module.apply(variables, x, train=True, mutable="batch_stats")[0])
+
+    slope = (loss(x + 1e-4 * direction) - loss(x - 1e-4 * direction)) / 2e-4
+    np.testing.assert_allclose(np.sum(jax.grad(ours)(jnp.float32(x)) * direction), slope, rtol=1e-4)
+
+
+def test_batch_norm_keeps_its_precision_far_from_zero(rng):
+    """Flax's mean of squares loses the variance of activations around 1,000."""
+    x = jnp.asarray(1000 + rng.normal(size=(64, 4, 4, 2)), jnp.float32)
+    module = BatchNorm()
+    found: Any = module.apply(module.init(jax.random.key(0), x), x, train=True, mutable="batch_stats")[0]
+    exact = np.asarray(x, np.float64)
+    exact = (exact - exact.mean((0, 1, 2))) / np.sqrt(exact.var((0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(found, exact, atol=2e-3)
+
+
+def test_batch_norm_begins_as_flax_s():
+    """Its variables are those of Flax's layer, and initialising moves no running average."""
+    key, x = jax.random.key(0), 5 + jnp.ones((4, 2, 2, 3))
+    found, expected = BatchNorm().init(key, x, train=True), nn.BatchNorm(False).init(key, x)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)

@@ -31,7 +31,7 @@ from helpers import random_filters, random_images  # noqa: E402
 from jax.tree_util import Partial  # noqa: E402
 
 from rbf_jax import attacks, certify, defend, em, evaluate, models, parallel, reconstruct, train  # noqa: E402
-from rbf_jax.models.layers import Conv, max_pool  # noqa: E402
+from rbf_jax.models.layers import BatchNorm, Conv, max_pool  # noqa: E402
 
 SHAPE, BATCH, EXAMPLES = (16, 16, 1), 16, 50
 KEY = jax.random.key(0)
@@ -42,7 +42,7 @@ class Net(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train=False):
-        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(Conv(4)(images)))
+        x = nn.relu(BatchNorm()(Conv(4)(images), train=train))
         x = max_pool(max_pool(x))
         x = nn.Dropout(0.2, deterministic=not train)(x.reshape(x.shape[0], -1))
         return nn.Dense(3)(x)
