@@ -5,8 +5,6 @@ transposed convolutions; inside ``lax.scan`` and ``while`` these fall off that p
 (jax-ml/jax issue 12868). Here both gradients are written as forward convolutions on CPU; elsewhere they are autodiff's.
 """
 
-import functools
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -134,7 +132,7 @@ def _standardized(images: Array, epsilon: float) -> tuple[Array, Array, Array, A
     return centred * inverse, mean, variance, inverse
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@jax.custom_vjp
 def _normalize(images: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
     """Batch norm, and its mean and variance, which are for the running averages and have no gradient."""
     standard, mean, variance, _ = _standardized(images, epsilon)
@@ -149,13 +147,13 @@ def _normalize_forward(
 
 
 def _normalize_backward(
-    _: float, residuals: tuple[Array, Array, Array, Array], cotangents: tuple[Array, Array, Array]
-) -> tuple[Array, Array, Array]:
+    residuals: tuple[Array, Array, Array, Array], cotangents: tuple[Array, Array, Array]
+) -> tuple[Array, Array, Array, None]:
     images, scale, mean, inverse = residuals
     cotangent, count = cotangents[0], images.size // images.shape[-1]
     standard = (images - mean) * inverse
     d_scale, d_bias = _channel_sums(cotangent * standard), _channel_sums(cotangent)
-    return scale * inverse * (cotangent - (d_bias + standard * d_scale) / count), d_scale, d_bias
+    return scale * inverse * (cotangent - (d_bias + standard * d_scale) / count), d_scale, d_bias, None
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)

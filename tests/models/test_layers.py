@@ -192,7 +192,8 @@ def test_batch_norm_is_flax_s(rng, shape):
     found, expected = (jax.jit(lambda layer=layer: run(layer))() for layer in layers.values())
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-5), found, expected)
     ours, theirs = BatchNorm(epsilon=1e-3), nn.BatchNorm(True, epsilon=1e-3)
-    np.testing.assert_allclose(ours.apply(variables, x), theirs.apply(variables, x), rtol=1e-6, atol=1e-6)
+    tested: tuple[Any, Any] = ours.apply(variables, x), theirs.apply(variables, x)
+    np.testing.assert_allclose(*tested, rtol=1e-6, atol=1e-6)
 
 
 def test_batch_norm_s_gradient_is_the_difference_quotient(rng):
@@ -203,9 +204,8 @@ def test_batch_norm_s_gradient_is_the_difference_quotient(rng):
         centred = x - x.mean((0, 1, 2))
         return np.sum(cotangent * (scale * centred / np.sqrt((centred**2).mean((0, 1, 2)) + 1e-5) + bias))
 
-    module = BatchNorm()
-    variables = module.init(jax.random.key(0), jnp.zeros((1, 3))) | {"params": {"scale": scale, "bias": bias}}
-    variables = jax.tree.map(jnp.float32, variables)
+    module, variables = BatchNorm(), norm_variables(rng, 3)
+    variables["params"] = {"scale": jnp.float32(scale), "bias": jnp.float32(bias)}
 
     def ours(x):
         return jnp.sum(cotangent * module.apply(variables, x, train=True, mutable="batch_stats")[0])
