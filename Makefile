@@ -78,6 +78,7 @@ tables: $(STAMP)  ## the tables of results/, made again from its JSON
 bench: $(STAMP)  ## the benchmarks (results/benchmarks/*.json)
 	$(RUN) $(BIN)/python -m benchmarks.kernel
 	$(RUN) $(BIN)/python -m benchmarks.conv
+	$(RUN) $(BIN)/python -m benchmarks.batch_norm
 	$(RUN) $(BIN)/python -m benchmarks.em
 	$(RUN) $(BIN)/python -m benchmarks.cost
 	$(BIN)/pip install --quiet 'torch>=2.6' foolbox
