@@ -72,10 +72,10 @@ train: $(STAMP)  ## one model: SET=mnist or cifar10, MODEL=cnn, rcnn, madry, ...
 	@[ -n "$(SET)" ] && [ -n "$(MODEL)" ] || { echo "make train needs SET=mnist or cifar10 and MODEL=, a name of experiments/recipes.py"; exit 2; }
 	$(RUN) $(BIN)/python -m experiments.train --config=experiments/configs/$(SET).py$(if $(PROFILE),:$(PROFILE)) --model=$(MODEL) $(PUBLISH)
 
-tables: $(STAMP)  ## the tables of results/, made again from its JSON
+tables: $(STAMP)  ## the tables of results/, made again from what the runs left
 	$(BIN)/python -m experiments.tables
 
-bench: $(STAMP)  ## the benchmarks (results/benchmarks/*.json)
+bench: $(STAMP)  ## the benchmarks (results/benchmarks/*.json), after `make data`
 	$(RUN) $(BIN)/python -m benchmarks.kernel
 	$(RUN) $(BIN)/python -m benchmarks.conv
 	$(RUN) $(BIN)/python -m benchmarks.batch_norm
@@ -92,5 +92,5 @@ docs: $(STAMP)  ## the documentation site, in docs/_build/html; it runs the note
 	$(RUN) $(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build/html
 
 clean:  ## remove the environment and what tools left behind (runs in WORKDIR stay)
-	rm -rf $(VENV) build dist docs/_build *.egg-info .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build docs/notebooks *.egg-info .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

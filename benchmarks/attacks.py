@@ -1,6 +1,6 @@
 """Attacks beside those of torchattacks, foolbox and adversarial-library, in turn in one run.
 
-    python -m benchmarks.attacks      # needs the extra `peers`: .venv/bin/pip install '.[peers]'
+    python -m benchmarks.attacks      # needs the peers that `make bench` installs
 
 PGD-40, APGD-100 and Square-300 (linf) on the 4-layer CNN with the weights of ``results/mnist/models/cnn.npz`` and
 embedded digits, at a radius at which few of them fall, so that no attack can stop early. Each library has a process of

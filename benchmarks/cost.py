@@ -1,4 +1,4 @@
-"""What computing costs: FLOPs, bytes and memory of each stage for one image, and the `paper` profile on three machines.
+"""What computing costs: FLOPs, bytes and memory of each stage for one image, and the profiles on three machines.
 
     python -m benchmarks.cost      # results/benchmarks/cost.json; `make tables` makes its page
 

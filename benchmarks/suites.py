@@ -1,6 +1,6 @@
 """The whole suite on a defended model beside torchattacks': AutoAttack without noise, EoT with it.
 
-    python -m benchmarks.suites      # needs the extra `peers`: .venv/bin/pip install '.[peers]'
+    python -m benchmarks.suites      # needs the peers that `make bench` installs
 
 The model is the rCNN of ``results/mnist`` (filters and weights), the images are embedded digits. The same model stands
 in PyTorch; that both predict the same is checked first. Each library has a process of its own; they take turns. At the

@@ -22,7 +22,7 @@ from experiments.evaluation import Models, drawn
 from experiments.learn import Examples
 from experiments.provenance import provenance
 from experiments.recipes import RECIPES
-from experiments.results import BETA2, PAPER, check_one_weight, measured, percent, quoted
+from experiments.results import BETA2, PAPER, check_one_weight, in_percent, measured, percent, quoted
 from experiments.rundir import Config, Run
 from rbf_jax import evaluate
 from rbf_jax.certify import ABSTAIN, certified_radius, certify, predicted_class
@@ -242,12 +242,12 @@ def _row(record: Certificates, data_set: str, radii: Sequence[float], beta2: flo
         **setting._asdict(),
         "N": len(record.rows),
         "certified": [at(radius) for radius in (0.0, *radii)],
-        "abstained": round(100 * float((record.label == ABSTAIN).mean()), 2),
+        "abstained": in_percent(float((record.label == ABSTAIN).mean())),
         "prediction": {
             **measured((predicted == record.truth)[None]),
-            "abstained": round(100 * float((predicted == ABSTAIN).mean()), 2),
+            "abstained": in_percent(float((predicted == ABSTAIN).mean())),
         },
-        "mean radius": round(float((record.radius * right).mean()), 4),
+        "mean radius": round(float((record.radius * right).mean()), 6),
         "ceiling": round(ceiling, 4),
         **{name: value for name, value in facts.items() if name not in Setting._fields},
     }

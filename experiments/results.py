@@ -134,7 +134,12 @@ def measured(right: np.ndarray) -> dict[str, Any]:
     """Accuracy in percent of bool ``(redraws, N)``, with its interval."""
     total, accuracy = right.shape[-1], float(right.mean(-1).mean())
     ends = evaluate.wilson_interval(accuracy * total, total)
-    return {"N": total, "accuracy": round(100 * accuracy, 2), "wilson95": [round(100 * end, 2) for end in ends]}
+    return {"N": total, "accuracy": in_percent(accuracy), "wilson95": [*map(in_percent, ends)]}
+
+
+def in_percent(share: float) -> float:
+    """Rounded far below the one digit of the tables, so that they do not round what was rounded up to a half."""
+    return round(100 * share, 4)
 
 
 def _worst(data_set: str, beta2: float, groups: list[list[Outcomes]], facts: dict[str, Any]) -> list[dict[str, Any]]:
@@ -232,7 +237,7 @@ def gain(
     differences = [*map(float, a - b)]
     low, high = evaluate.paired_interval(differences)
     points = math.fsum(differences) / len(differences)
-    return Gain(round(100 * points, 2), round(100 * low, 2), round(100 * high, 2), len(examples))
+    return Gain(*map(in_percent, (points, low, high)), len(examples))
 
 
 def _row(data_set: str, beta2: float, facts: dict[str, Any], survived: np.ndarray) -> dict[str, Any]:
@@ -245,7 +250,7 @@ def _row(data_set: str, beta2: float, facts: dict[str, Any], survived: np.ndarra
         **{key: facts[key] for key in keys},
         **measured(survived),
         "redraws": len(by_redraw),
-        "deviation over redraws": round(100 * float(by_redraw.std()), 2),
+        "deviation over redraws": in_percent(float(by_redraw.std())),
         "paper": paper,
         "difference": None if paper is None else round(100 * float(by_redraw.mean()) - paper, 1),
         **{key: value for key, value in facts.items() if key not in (*keys, "redraws")},

@@ -213,6 +213,9 @@ def predicted_class(counts: Array, alpha: float) -> int:
     Args:
         counts: int ``(classes,)``, on how many samples f said each class, as in `Certificate`.
         alpha: probability that the class may be wrong, in (0, 1).
+
+    Raises:
+        ValueError: alpha out of range.
     """
     from scipy.special import bdtrc  # `import rbf_jax` shall not pay for it
 

@@ -76,7 +76,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--norm", choices=NORMS, action="append", help="may be given several times (linf)")
     made.add_argument("--epsilon", type=float, action="append", help="radius, for each norm (the paper's)")
     made.add_argument(
-        "--suite", choices=("quick", "autoattack"), default="quick", help="quick: FGSM, PGD, APGD (%(default)s)"
+        "--suite",
+        choices=("quick", "autoattack"),
+        default="quick",
+        help="quick: FGSM, PGD, APGD; with noise PGD and APGD over its draws (%(default)s)",
     )
     made.add_argument("--draws", type=_positive, help=f"that a prediction with noise averages ({DRAWS})")
     made.add_argument("--out", help="also write the outcome of each image, .npz, for `rbf-jax report`")

@@ -19,7 +19,7 @@ class Defense(NamedTuple):
     """The four forms of a defended model, each a LogitsFn that may cross a ``jit`` boundary.
 
     Attributes:
-        static: no noise, z_j = mu_j; ignores the key. What the paper's static attacks attack.
+        static: no noise, z_j = mu_j; the front end ignores the key. What the paper's static attacks attack.
         draw: one noisy draw, with its exact gradient through the true clip (exact EoT averages this).
         bpda: one noisy draw forward, the static reconstruction backward (the paper's adaptive attack).
         predict: the prediction, log of the mean softmax over the draws (Eq. 5).

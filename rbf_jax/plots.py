@@ -1,4 +1,4 @@
-"""Figures 2 to 6 of the paper, and curves. The only module that imports matplotlib.
+"""Figures 2 to 6 of the paper, and curves. The only module of the package that imports matplotlib.
 
 Every function returns a new `matplotlib.figure.Figure`, made without pyplot: nothing global is touched and no display
 is needed. A notebook shows the figure that a cell returns; `png` gives its bytes for a file or a report.

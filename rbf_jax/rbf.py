@@ -103,7 +103,11 @@ def squared_distances(filters: RBFFilters, patches: Array) -> Array:
 
 
 def peak_scores(filters: RBFFilters, *, variance_floor: float = VARIANCE_FLOOR, constant: str = "none") -> Array:
-    """Each filter's score at its own mean, ``(K,)``: the normaliser of `match_scores`."""
+    """Each filter's score at its own mean, ``(K,)``: the normaliser of `match_scores`, with the same options.
+
+    Raises:
+        ValueError: an unknown constant, or a floor out of range.
+    """
     check_choice(constant, "constant", CONSTANTS)
     check_positive(variance_floor, "variance_floor")
     log_variance = jnp.log(jnp.maximum(filters.variances, variance_floor))
@@ -168,7 +172,12 @@ def match_scores(
 
 
 def save(path: str | os.PathLike[str], filters: RBFFilters) -> None:
-    """Writes filters as ``.npz`` with ``means (K, h, w, C)`` and ``variances (K,)``; never leaves half a file."""
+    """Writes filters as ``.npz`` with ``means (K, h, w, C)`` and ``variances (K,)``; never leaves half a file.
+
+    Raises:
+        ValueError: filters of other shapes, or out of range.
+        OSError: the file cannot be written.
+    """
     check_filters(filters)
     write_npz(path, {"means": np.asarray(filters.means), "variances": np.asarray(filters.variances)})
 

@@ -11,7 +11,7 @@ import numpy as np
 from jax.tree_util import Partial
 
 Array = jax.Array | np.ndarray
-"""Functions take NumPy arrays as well; what they return is JAX's."""
+"""Functions take NumPy arrays as well; what they return is JAX's, but NumPy's of `evaluate`, `certify` and `data`."""
 
 Key = jax.Array
 """A typed random key, or a ``(B,)`` array of them: one for each example."""

@@ -192,7 +192,7 @@ def run_attack(
         attack: from `rbf_jax.attacks`.
         logits_fn: the model; as a ``jax.tree_util.Partial`` over its weights new ones compile nothing.
         images: float32 ``(N, H, W, C)`` in [0, 1].
-        labels: whole numbers ``(N,)``.
+        labels: int32 or int64 ``(N,)``.
         epsilon: radius, or one for each example, ``(N,)``; None for the attack's own.
         targets: int32 ``(N,)``, the classes to reach; None for any wrong class.
         start: images ``(N, H, W, C)`` to start from; None for the attack's own start.
@@ -275,7 +275,7 @@ def survival(
         key: redraw r of example i takes ``fold_in(fold_in(key, r), rows[i])``.
         logits_fn: the model, see `run_attack`; for a defence its ``predict``.
         images: float32 ``(N, H, W, C)`` in [0, 1].
-        labels: whole numbers ``(N,)``.
+        labels: int32 or int64 ``(N,)``.
         redraws: how many; 1 for a deterministic model.
         rows: the examples' indices in their data set, ``(N,)``; None for 0 to N - 1.
         batch_size: images at a time on each device.

@@ -102,6 +102,7 @@ def save_outcomes(path: str | Path, outcomes: Outcomes) -> None:
 
     Raises:
         ValueError: outcomes of another number of examples than the rows.
+        OSError: the file cannot be written.
     """
     for name in ("selection", "scoring"):
         if (shape := np.shape(getattr(outcomes, name)))[1:] != np.shape(outcomes.rows):

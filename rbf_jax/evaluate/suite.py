@@ -26,7 +26,8 @@ class SuiteResult(NamedTuple):
         survived: ``(A, N)``, the share of the selection redraws on which the example stayed right under the attack;
             NaN where the attack was left out, as the example was broken before.
         attack: int ``(N,)``, the worst attack of each example: an index into the names, 0 where it was wrong from the
-            start (``survived[0]`` is 0), or where no attack broke a deterministic model.
+            start (``survived[0]`` is 0), where no attack broke a deterministic model, or where all raised a noisy
+            one's share.
         restart: int ``(N,)``, which restart of it, or run towards one target, found the image.
         distance: ``(N,)``, of that image, in the attack's norm.
         images: ``(N, H, W, C)``, that image.
@@ -76,7 +77,7 @@ def run_suite(
         logits_fn: the model that is attacked, see `run_attack`. An attack on another form of it is
             ``attacks.transfer(attack, form)``.
         images: float32 ``(N, H, W, C)`` in [0, 1].
-        labels: whole numbers ``(N,)``.
+        labels: int32 or int64 ``(N,)``.
         judge: the prediction of a randomised model (a defence's ``predict``); None for a deterministic model.
         redraws: of the judge, for selection and for the final score.
         union: only the worst case is wanted: attacks go on with the examples that are not broken yet (right on at least

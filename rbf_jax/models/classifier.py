@@ -50,7 +50,8 @@ class Classifier(NamedTuple):
 def from_linen(module: nn.Module) -> Classifier:
     """A Linen module whose ``__call__(images)`` or ``__call__(images, *, train)`` returns logits, as a Classifier.
 
-    One without ``train`` behaves in training as it does otherwise: fine without dropout and batch norm.
+    One without ``train`` behaves in training as it does otherwise: fine without dropout and batch norm. In training
+    ``apply`` raises ValueError without a key.
     """
     told = "train" in inspect.signature(module.__call__).parameters
 
@@ -79,7 +80,8 @@ def from_nnx(module: nnx.Module) -> Classifier:
     """An NNX module called as ``module(images)``, as a Classifier; ``init`` returns its present variables.
 
     Dropout and batch norm follow ``train`` as in ``module.train()`` / ``module.eval()``. A module with dropout must
-    have been built with ``rngs``; the key given to ``apply`` replaces their state.
+    have been built with ``rngs``; the key given to ``apply`` replaces their state, and in training ``apply`` raises
+    ValueError without one.
     """
     graph, params, state = nnx.split(module, nnx.Param, ...)
 

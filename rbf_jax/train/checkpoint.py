@@ -164,6 +164,7 @@ def save_weights(path: str | Path, variables: Variables, recipe: dict[str, Any])
 
     Raises:
         ValueError: a weight beyond float16's range, or variables of another kind, as those of NNX modules are.
+        OSError: the file cannot be written.
     """
     flat = jax.tree_util.tree_flatten_with_path(variables)[0]
     for path_of, _ in flat:

@@ -93,7 +93,7 @@ def make_step(
     epsilon: optax.Schedule | None = None,
     smoothing: float = 0.1,
 ) -> Callable[[Key, TrainState, Array, Array], tuple[TrainState, TrainInfo]]:
-    """One gradient step on the label-smoothed cross-entropy, as a pure function; the arguments are those of `fit`.
+    """One gradient step on the label-smoothed cross-entropy, as a pure function; arguments and errors as in `fit`.
 
     Returns:
         (key, state, images ``(B, H, W, C)``, labels ``(B,)``) -> (state, info). The key serves the attack and dropout.

@@ -82,7 +82,7 @@ def margins(examples, form):
 def percent_left(examples, form, norm, epsilon):
     """The worst of the linf ball lowers a linear margin by epsilon times the l1 norm of its weights."""
     assert norm == "linf"
-    return round(100 * np.mean(margins(examples, form) > epsilon * np.abs(WEIGHTS).sum()), 2)
+    return round(100 * np.mean(margins(examples, form) > epsilon * np.abs(WEIGHTS).sum()), 4)
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +104,7 @@ def test_curves_of_linear_models(tmp_path, monkeypatch, examples, forms):
     for (_, form, norm, epsilon), row in found.items():
         assert row["accuracy"] == percent_left(examples, form, norm, epsilon)
         ends = wilson_interval(round(row["accuracy"] * TOTAL / 100), TOTAL)
-        assert (row["N"], row["wilson95"]) == (TOTAL, [round(100 * end, 2) for end in ends])
+        assert (row["N"], row["wilson95"]) == (TOTAL, [round(100 * end, 4) for end in ends])
     linf = [found["cnn", "static", "linf", epsilon]["accuracy"] for epsilon in (0, *RADII)]
     assert linf == sorted(set(linf), reverse=True)
     assert linf[-1] > 0
@@ -145,7 +145,7 @@ def test_what_is_broken_stays_so(tmp_path, monkeypatch, examples, forms):
     found = {(row["model"], row["form"], row["epsilon"]): row["accuracy"] for row in record["rows"]}
     for form, clean in (("static", len(right)), ("predict", TOTAL)):
         for epsilon in (0.01, 0.02):
-            assert found["rcnn", form, epsilon] == round(100 * (clean - 5) / TOTAL, 2)
+            assert found["rcnn", form, epsilon] == round(100 * (clean - 5) / TOTAL, 4)
     assert found["cnn", "static", 0.02] == found["rcnn", "static", 0.02]
     losses = [attacks.cross_entropy, attacks.margin]
     assert [call.attack for call in fake.calls] == [
@@ -183,7 +183,7 @@ def test_noise_is_scored_on_another_redraw(tmp_path, monkeypatch, examples, form
     # Row 0 was broken before: its image is not moved. Row 3 is.
     assert [np.flatnonzero(moved).tolist() for _, moved in live] == [[], [3], [3]]
     noisy = [row["accuracy"] for row in record["rows"] if row["form"] == "predict"]
-    assert noisy == [round(100 * (TOTAL - 1) / TOTAL, 2)] * 2
+    assert noisy == [round(100 * (TOTAL - 1) / TOTAL, 4)] * 2
 
 
 def test_convergence_on_linear_models(tmp_path, examples, forms):
@@ -233,7 +233,7 @@ def test_restarts_attack_what_the_ones_before_left(tmp_path, monkeypatch, exampl
     record = run_study("convergence", tmp_path, asked, examples, forms)
     found = [(row["title"], row["steps"], row["restarts"], row["accuracy"]) for row in record["rows"]]
     assert found == [
-        (title, steps, restarts, round(100 * (len(right) - broken) / TOTAL, 2))
+        (title, steps, restarts, round(100 * (len(right) - broken) / TOTAL, 4))
         for title, steps, restarts, broken in (
             ("PGD-7", 7, 1, 2),
             ("PGD-3", 3, 1, 2),
@@ -299,7 +299,7 @@ def test_corruptions_against_numpy(tmp_path, examples, forms):
         if name != "clean":
             images = CORRUPTIONS[name].apply(images, severity, np.random.default_rng(5))
         right = margins(Examples(images, examples.labels), form) > 0
-        assert (row["N"], row["accuracy"]) == (12, round(100 * right.mean(), 2)), (name, severity)
+        assert (row["N"], row["accuracy"]) == (12, round(100 * right.mean(), 4)), (name, severity)
         seen.add(row["accuracy"])
     assert len(seen) > 4
     headings, lines = studies.table("corruptions", record)
@@ -352,13 +352,13 @@ def test_ablation_against_numpy(tmp_path, monkeypatch, rng):
             for (draws, size), scale in itertools.product(((1, 8), (4, 4)), scales):
                 row = found[attack, beta1, 0.0, "variance", 1]
                 assert row["N"] == len(at)
-                assert row["accuracy"] == round(100 * np.mean(classified(shown, beta1) == labels[at]), 2)
+                assert row["accuracy"] == round(100 * np.mean(classified(shown, beta1) == labels[at]), 4)
                 logits_fn, noise = models.logits_fn(network, variables), {"beta2": 6.0, "scale": scale, "draws": draws}
                 noisy = defend(filters, logits_fn, beta1=beta1, **noise)
                 right = evaluate.survival(
                     jax.random.key(7), noisy.predict, shown, labels[at], redraws=1, rows=at, batch_size=size
                 )
-                assert found[attack, beta1, 6.0, scale, draws]["accuracy"] == round(100 * right.mean(), 2)
+                assert found[attack, beta1, 6.0, scale, draws]["accuracy"] == round(100 * right.mean(), 4)
     assert len({row["accuracy"] for row in found.values()}) >= 5
     sizes = [
         json.loads((tmp_path / f"studies/ablation/rcnn-beta1-8-beta2-6-sigma-m-{draws}-clean/inputs.json").read_text())
@@ -554,7 +554,7 @@ def test_the_level_of_noise_is_the_highest_that_clean_accuracy_bears(tmp_path, m
     seen = {"images": images[:20], "labels": labels[:20], "redraws": 1, "batch_size": 8}
     for row, beta2 in zip(record["rows"][1:], (2.0, 40.0), strict=True):
         expected = evaluate.survival(jax.random.key(7), defended(beta2).predict, **seen)
-        assert row["accuracy"] == round(100 * expected.mean(), 2)
+        assert row["accuracy"] == round(100 * expected.mean(), 4)
     assert record["rows"][0]["accuracy"] == 100
     assert sum(row["chosen"] for row in record["rows"]) == 1
     headings, lines = studies.table("level", record)
