@@ -28,6 +28,9 @@ PLAN = (
     (DEFENDED, LINF, ("adaptive",), MANY),
     (DEFENDED, (*LINF, *L2, *L1), ("autoattack_rand",), MANY),
     (("rcnn_plus",), (*LINF, *L2, *L1), ("bpda_eot@1.5",), MANY),
+    # Inside the paper's budget, where gradient attacks leave more behind the front end than without it.
+    ((*MAIN, "mean"), (("linf", 2 / 255),), ("autoattack",), 50),
+    (DEFENDED, (("linf", 2 / 255),), ("autoattack_rand",), 20),
     # Beyond the paper's budget in linf, and the usual ones in the other norms.
     (MAIN, (("linf", 0.05), ("l2", 0.5), ("l1", 12.0)), ("pgd", "apgd"), MANY),
     (DEFENDED, (("linf", 0.05),), ("bpda_eot",), 100),
@@ -135,6 +138,7 @@ def get_config(profile: str | None = None) -> Any:
                     "bpda_eot linf": 20,
                     "bpda_eot": 10,
                     "adaptive": 10,
+                    "autoattack linf": 20,
                     "autoattack": 10,
                     "autoattack_rand": 10,
                     "autoattack_rand linf": 10,
