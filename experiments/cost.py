@@ -137,4 +137,5 @@ def say(stages: list[Stage]) -> str:
     if not stages:
         return "  everything is done already; remove that folder to do it again"
     lines = [f"  {seconds / 60:6.1f} min  {name}" for name, seconds in stages]
-    return "\n".join([*lines, f"  {sum(seconds for _, seconds in stages) / 60:6.1f} min  in all, roughly"])
+    total = sum(seconds for _, seconds in stages) / 60
+    return "\n".join([*lines, f"  {total:6.1f} min  in all, roughly; attacks that break their images early take less"])
