@@ -155,7 +155,7 @@ def get_config(profile: str | None = None) -> Any:
                     "bpda_eot": {"draws": 50, "steps": 20, "warm_up": 20},
                     "adaptive": {"draws": 50, "steps": 20, "warm_up": 20},
                 },
-                "batch_size": 20,
+                "batch_size": 50,
                 "selection": 10,
                 "scoring": 5,
                 "redrawn": 100,
