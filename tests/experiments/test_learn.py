@@ -444,7 +444,9 @@ def test_every_kind_of_recipe_is_trained(run, examples, monkeypatch, name):
     assert all(len(values) == 2 and np.isfinite(values).all() for values in history.values())
     epochs = [line for line in run.records() if line.get("stage") == "train"]
     assert [(line["model"], line["epoch"]) for line in epochs] == [(name, 1), (name, 2)]
-    assert record["seconds an epoch"] == pytest.approx(np.mean([line["seconds"] for line in epochs]), abs=0.06)
+    # From a rate of one digit, which on a busy machine is of few images a second.
+    seconds = np.mean([line["seconds"] for line in epochs])
+    assert record["seconds an epoch"] == pytest.approx(seconds, rel=0.05, abs=0.06)
     # What came before is kept with the model, where the log may go.
     assert set(record["overheads"]) == {"filters"} | ({f"bank {name}"} if RECIPES[name].noise else set())
     assert record["overheads"]["filters"] == 4.0
