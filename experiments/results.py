@@ -237,7 +237,7 @@ def gain(
     differences = [*map(float, a - b)]
     low, high = evaluate.paired_interval(differences)
     points = math.fsum(differences) / len(differences)
-    return Gain(*map(in_percent, (points, low, high)), len(examples))
+    return Gain(in_percent(points), in_percent(low), in_percent(high), len(examples))
 
 
 def _row(data_set: str, beta2: float, facts: dict[str, Any], survived: np.ndarray) -> dict[str, Any]:
