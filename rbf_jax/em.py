@@ -3,8 +3,7 @@
 Hard clustering. A patch goes to the filter that scores it highest, or to one pooled "new" cluster when even the best
 score lies below ``log(alpha) + offset``; the pooled cluster becomes a filter when it holds enough patches. ``alpha``
 falls while many patches are new and rises again when few are, less so the more filters there are, and from 1.8 K0 of
-them on no longer. The paper names
-neither thresholds nor schedule: these are the rules of the authors' released CIFAR-10 code.
+them on no longer. The paper names no thresholds or schedule: these are the rules of the released CIFAR-10 code.
 
 ``init -> (e_step -> m_step)* -> filters``: pure functions over filters padded to a power of two, which `fit` drives.
 """
