@@ -20,6 +20,8 @@ PAPER = json.loads((ROOT / "experiments" / "paper_results.json").read_text())
 BETA2 = PAPER["settings"]["beta2_test"]
 WORST, UNION = "worst of these", "worst over norms"
 SCORED = "scoring seconds"
+PERCENT_DIGITS = 4
+"""Of percentages that are stored: far below the one digit of the tables, which would else round what was rounded."""
 
 
 def paper_number(
@@ -138,8 +140,8 @@ def measured(right: np.ndarray) -> dict[str, Any]:
 
 
 def in_percent(share: float) -> float:
-    """Rounded far below the one digit of the tables, so that they do not round what was rounded up to a half."""
-    return round(100 * share, 4)
+    """A share in percent, to `PERCENT_DIGITS`."""
+    return round(100 * share, PERCENT_DIGITS)
 
 
 def _worst(data_set: str, beta2: float, groups: list[list[Outcomes]], facts: dict[str, Any]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from typing import Any
 from experiments.cost import Speeds
 from experiments.paper_tables import Table
 from experiments.recipes import RECIPES
-from experiments.results import measured, percent
+from experiments.results import PERCENT_DIGITS, measured, percent
 from experiments.rundir import Config
 from experiments.studies.common import Inputs, Row, Study, asked, pivot
 from rbf_jax import defend
@@ -44,7 +44,7 @@ def measure(inputs: Inputs) -> list[Row]:
 
 def highest(accuracies: dict[float, float]) -> float:
     """The highest level whose accuracy in percent the rule allows; level 0 is without noise, and always allowed."""
-    least = min(LEAST, round(accuracies[0.0] - LOST, 2))
+    least = min(LEAST, round(accuracies[0.0] - LOST, PERCENT_DIGITS))
     return max(level for level, accuracy in accuracies.items() if accuracy >= least)
 
 

@@ -11,7 +11,7 @@ from experiments.catalogue import KINDS, NORMS
 from experiments.cost import Speeds
 from experiments.paper_tables import Table
 from experiments.recipes import RECIPES
-from experiments.results import measured, percent
+from experiments.results import in_percent, measured, percent
 from experiments.rundir import Config
 from experiments.studies.common import Inputs, Row, Sample, Study, asked, budget, pivot, step_seconds
 from rbf_jax import attacks, defend, models, train
@@ -54,7 +54,7 @@ def measure(inputs: Inputs) -> list[Row]:
     total, rows, crafted = inputs.run.config.examples, [], {}
     for epoch in epochs:
         known = {"model": model, "form": "static", "epoch": epoch}
-        accuracy = {"accuracy": round(100 * record["history"]["accuracy"][epoch - 1], 2), "wilson95": None}
+        accuracy = {"accuracy": in_percent(record["history"]["accuracy"][epoch - 1]), "wilson95": None}
         rows.append(known | {"title": "training images", "N": total.train - total.validation} | accuracy)
         found, crafted[epoch] = _accuracies(inputs, seen, epoch, forms[epoch], variables[epoch])
         rows += [known | row for row in found + _gradients(inputs, seen, forms[epoch]["static"])]

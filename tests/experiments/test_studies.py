@@ -568,6 +568,7 @@ def test_the_level_of_noise_is_the_highest_that_clean_accuracy_bears(tmp_path, m
         ({0.0: 87.0, 1.0: 84.0, 2.0: 83.0, 3.0: 82.9}, 2.0),  # 85 % would allow no noise
         ({0.0: 60.0, 1.0: 50.0}, 0.0),
         ({0.0: 64.4, 1.0: 60.4}, 1.0),  # exactly 4 points, which rounding must not take away
+        ({0.0: 66.6667, 1.0: 62.6667}, 1.0),  # nor of 300 images
     ],
 )
 def test_the_papers_rule(accuracies, chosen):
