@@ -122,28 +122,21 @@ def _add_bias_backward(_: None, cotangent: Array) -> tuple[Array, Array]:
 _add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 
 
-def _standardized(images: Array, epsilon: float) -> tuple[Array, Array, Array, Array]:
-    """Images with mean 0 and variance 1 in each channel; the mean, the variance, 1 / sqrt(variance + epsilon)."""
-    count = images.size // images.shape[-1]
-    mean = _channel_sums(images) / count
-    centred = images - mean
-    variance = _channel_sums(jnp.square(centred)) / count
-    inverse = jax.lax.rsqrt(variance + epsilon)
-    return centred * inverse, mean, variance, inverse
-
-
 @jax.custom_vjp
 def _normalize(images: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
     """Batch norm, and its mean and variance, which are for the running averages and have no gradient."""
-    standard, mean, variance, _ = _standardized(images, epsilon)
-    return standard * scale + bias, mean, variance
+    return _normalize_forward(images, scale, bias, epsilon)[0]
 
 
 def _normalize_forward(
     images: Array, scale: Array, bias: Array, epsilon: float
 ) -> tuple[tuple[Array, Array, Array], tuple[Array, Array, Array, Array]]:
-    standard, mean, variance, inverse = _standardized(images, epsilon)
-    return (standard * scale + bias, mean, variance), (images, scale, mean, inverse)
+    count = images.size // images.shape[-1]
+    mean = _channel_sums(images) / count
+    centred = images - mean
+    variance = _channel_sums(jnp.square(centred)) / count
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    return (centred * inverse * scale + bias, mean, variance), (images, scale, mean, inverse)
 
 
 def _normalize_backward(
