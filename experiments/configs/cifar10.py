@@ -100,7 +100,7 @@ def get_config(profile: str | None = None) -> Any:
             # After these epochs a model's weights are kept, for the study of its training.
             "snapshots": {},
             "train": {
-                "epochs": 8,
+                "epochs": 10,
                 "batch_size": 64,
                 "optimizer": "sgd",
                 "learning_rate": 0.05,
