@@ -2,7 +2,8 @@
 
 XLA's CPU backend has one fast path for convolutions: channels last, forward. The gradients that autodiff makes are
 transposed convolutions; inside ``lax.scan`` and ``while`` these fall off that path and take 20 to 110 times as long
-(jax-ml/jax issue 12868). Here both gradients are written as forward convolutions on CPU; elsewhere they are autodiff's.
+(jax-ml/jax issue 12868). Here both gradients are written as forward convolutions on CPU, the large ones by Winograd's
+minimal filtering; elsewhere they are autodiff's.
 """
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import numpy as np
 from jax import Array
 
 from rbf_jax.checks import check_count
+from rbf_jax.models import winograd
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
@@ -40,10 +42,18 @@ def _is_2x2(images: Array, kernel: Array) -> bool:
     return images.shape[1:3] == (2, 2) and kernel.shape[:2] == (3, 3)
 
 
+def _cpu(images: Array, kernel: Array) -> Array:
+    if _is_2x2(images, kernel):
+        return _taps_2x2(images, kernel)
+    return winograd.conv(images, kernel) if winograd.pays(images, kernel) else _native(images, kernel)
+
+
 def _cpu_gradients(images: Array, kernel: Array, cotangent: Array) -> tuple[Array, Array]:
     if _is_2x2(images, kernel):
         return jax.vjp(_taps_2x2, images, kernel)[1](cotangent)
-    d_images = _native(cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
+    d_images = _cpu(cotangent, kernel[::-1, ::-1].swapaxes(2, 3))
+    if winograd.pays(images, kernel):
+        return d_images, winograd.kernel_gradient(images, cotangent)
     # The images' batch becomes the contracted channel, the cotangent the kernel.
     high, wide = kernel.shape[0] // 2, kernel.shape[1] // 2
     d_kernel = jax.lax.conv_general_dilated(
@@ -76,9 +86,7 @@ def conv(images: Array, kernel: Array) -> Array:
     """
     if kernel.shape[0] % 2 == 0 or kernel.shape[1] % 2 == 0:
         raise ValueError(f"kernel must have odd height and width, got {kernel.shape[:2]}")
-    if _is_2x2(images, kernel):
-        return jax.lax.platform_dependent(images, kernel, cpu=_taps_2x2, default=_native)
-    return _native(images, kernel)
+    return jax.lax.platform_dependent(images, kernel, cpu=_cpu, default=_native)
 
 
 def _conv_forward(images: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:

@@ -1,5 +1,6 @@
 """Convolution, pooling and batch norm against the native operations, in value and gradient."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rbf_jax.models import winograd
 from rbf_jax.models.layers import BatchNorm, Conv, conv, max_pool
 
 SIZES = [((side, side), size) for side in (1, 3, 5) for size in ((2, 2), (3, 3), (7, 5), (28, 28))]
@@ -90,6 +92,58 @@ def test_conv_under_vmap(rng, size, axes):
         return jax.vmap(lambda *args: value_and_gradients(function, *args), axes)(images, kernel, cotangent)
 
     assert_close(*jax.jit(lambda: (run(conv), run(native)))())
+
+
+@pytest.mark.parametrize("size", [(4, 4), (4, 8), (12, 8)], ids=lambda s: "{}x{}".format(*s))
+def test_winograd_is_the_loop(rng, size):
+    with jax.enable_x64(True):
+        images, kernel = jnp.asarray(rng.normal(size=(2, *size, 3))), jnp.asarray(rng.normal(size=(3, 3, 3, 5)))
+        cotangent = jnp.asarray(rng.normal(size=(2, *size, 5)))
+        found = jax.jit(winograd.conv)(images, kernel), jax.jit(winograd.kernel_gradient)(images, cotangent)
+        expected = jax.jit(lambda *args: jax.vjp(native, *args)[1](cotangent)[1])(images, kernel)
+    np.testing.assert_allclose(found[0], loop_conv(images, kernel), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(found[1], expected, rtol=1e-10, atol=1e-12)
+
+
+def large(rng):
+    """Just large enough for Winograd's filtering."""
+    return normal(rng, 64, 4, 4, 128), normal(rng, 3, 3, 128, 130) / 34, normal(rng, 64, 4, 4, 130)
+
+
+@pytest.mark.parametrize("outer", [lambda f: f, jax.vmap], ids=["alone", "vmap"])
+def test_large_conv_is_the_native_one(rng, outer, monkeypatch):
+    seen = []
+    for name in ("conv", "kernel_gradient"):
+        function = getattr(winograd, name)
+        monkeypatch.setattr(winograd, name, lambda *args, f=function, n=name: (seen.append(n), f(*args))[1])
+    jax.clear_caches()  # what another test has traced is not traced again
+    arguments = large(rng) if outer is not jax.vmap else [jnp.stack([x, x[::-1]]) for x in large(rng)]
+
+    @jax.jit
+    def run(*arguments):
+        return [outer(functools.partial(value_and_gradients, function))(*arguments) for function in (conv, native)]
+
+    for found, expected in zip(*run(*arguments), strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
+    assert seen == ["conv", "conv", "kernel_gradient"]
+
+
+@pytest.mark.parametrize(
+    ("images", "kernel", "dtype"),
+    [
+        ((64, 4, 4, 127), (3, 3, 127, 128), "float32"),
+        ((64, 4, 4, 128), (3, 3, 128, 64), "float32"),
+        ((63, 4, 4, 128), (3, 3, 128, 128), "float32"),
+        ((64, 4, 6, 128), (3, 3, 128, 128), "float32"),
+        ((64, 5, 4, 128), (3, 3, 128, 128), "float32"),
+        ((64, 4, 4, 128), (5, 5, 128, 128), "float32"),
+        ((64, 4, 4, 128), (3, 3, 128, 128), "bfloat16"),
+    ],
+    ids=["channels", "features", "pixels", "width", "height", "kernel", "dtype"],
+)
+def test_other_convs_are_direct(images, kernel, dtype):
+    assert winograd.pays(jnp.zeros((64, 4, 4, 128)), jnp.zeros((3, 3, 128, 128)))
+    assert not winograd.pays(jnp.zeros(images, dtype), jnp.zeros(kernel, dtype))
 
 
 @pytest.mark.parametrize("kernel_size", [(2, 3), (3, 2), (4, 4)])
