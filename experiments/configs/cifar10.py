@@ -96,11 +96,11 @@ def get_config(profile: str | None = None) -> Any:
             # A factor on VGG-16's rates. In a few epochs it underfits, and dropout only slows it down.
             "dropout": 0.0,
             "models": (*MAIN, "mean"),
-            "epochs": {"cnn_plus": 4, "rcnn_plus": 4, "madry": 4},
+            "epochs": {"cnn_plus": 5, "rcnn_plus": 5, "madry": 5},
             # After these epochs a model's weights are kept, for the study of its training.
             "snapshots": {},
             "train": {
-                "epochs": 10,
+                "epochs": 12,
                 "batch_size": 64,
                 "optimizer": "sgd",
                 "learning_rate": 0.05,
