@@ -78,6 +78,7 @@ tables: $(STAMP)  ## the tables of results/, made again from what the runs left
 bench: $(STAMP)  ## the benchmarks (results/benchmarks/*.json), after `make data`
 	$(RUN) $(BIN)/python -m benchmarks.kernel
 	$(RUN) $(BIN)/python -m benchmarks.conv
+	$(RUN) $(BIN)/python -m benchmarks.winograd
 	$(RUN) $(BIN)/python -m benchmarks.batch_norm
 	$(RUN) $(BIN)/python -m benchmarks.em
 	$(RUN) $(BIN)/python -m benchmarks.cost

@@ -2,9 +2,10 @@
 
     python -m benchmarks.cost      # results/benchmarks/cost.json; `make tables` makes its page
 
-FLOPs and bytes of the networks are counted by XLA on their programs; those of the reconstruction, whose loop over tiles
-XLA counts once, by hand. Seconds on two cores are measured; on the other machines the larger of FLOPs by the rate that
-is reached and bytes by the bandwidth. Which rate is reached, and what an hour costs, are assumptions, and written out.
+FLOPs and bytes of the networks are counted by XLA on their programs for a GPU (on CPU large convolutions take fewer);
+those of the reconstruction, whose loop over tiles XLA counts once, by hand. Seconds on two cores are measured; on the
+other machines the larger of FLOPs by the rate that is reached and bytes by the bandwidth. Which rate is reached, and
+what an hour costs, are assumptions, and written out.
 """
 
 import types
@@ -69,7 +70,7 @@ def network_work(config: Any, shape: tuple[int, ...], batch: int = 64) -> tuple[
     def forward(images: Any) -> Any:
         return network.apply(variables, images)[0]
 
-    counted: Any = jax.jit(forward).lower(images).cost_analysis()
+    counted: Any = jax.jit(forward).trace(images).lower(lowering_platforms=("cuda",)).cost_analysis()
 
     def memory(function: Any) -> float:
         analysis: Any = jax.jit(function).lower(images).compile().memory_analysis()

@@ -52,7 +52,7 @@ def speeds(run: Run, examples: learn.Data) -> Speeds:
     batch = parallel.take(images, np.arange(config.attack.batch_size * parallel.count()) % len(images))
     network = learn.classifier(config)
     variables = network.init(jax.random.key(0), batch.shape[1:])
-    forward = _seconds(jax.jit(lambda x: network.apply(variables, x)[0]), batch) / len(batch)
+    forward = _seconds(jax.jit(lambda v, x: network.apply(v, x)[0]), variables, batch) / len(batch)
     count, channels = FILTERS[config.em.rules], batch.shape[-1]
     means = jax.random.uniform(jax.random.key(1), (count, 3, 3, channels))
     filters = RBFFilters(means, jnp.full(count, 0.1 * channels))
