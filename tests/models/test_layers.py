@@ -1,6 +1,7 @@
 """Convolution, pooling and batch norm against the native operations, in value and gradient."""
 
 import functools
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -126,6 +127,15 @@ def test_large_conv_is_the_native_one(rng, outer, monkeypatch):
     for found, expected in zip(*run(*arguments), strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-5 * np.abs(expected).max())
     assert seen == ["conv", "conv", "kernel_gradient"]
+
+
+def test_constant_kernels_are_not_transformed_by_the_compiler(rng):
+    """It would take seconds for each."""
+    images, kernel, _ = large(rng)
+    program = jax.jit(lambda images: conv(images, kernel)).lower(images).compile().as_text()
+    constants = re.findall(r"f32\[([0-9,]+)\]\S* constant\(\{", program)
+    assert "3,3,128,130" in constants
+    assert not {"36,16640", "36,128,130"} & {*constants}
 
 
 @pytest.mark.parametrize(
