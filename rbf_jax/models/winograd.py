@@ -40,7 +40,7 @@ def pays(images: Array, kernel: Array) -> bool:
     """
     batch, height, width, channels = images.shape
     fits = kernel.shape[:2] == (3, 3) and height % 4 == 0 and width % 4 == 0 and jnp.finfo(images.dtype).bits >= 32
-    return fits and min(channels, kernel.shape[3]) >= 128 and batch * height * width >= 1024
+    return fits and min(channels, kernel.shape[3]) >= 128 and batch * height * width >= 256
 
 
 def _combine(matrix: np.ndarray, parts: Sequence[Array], axis: int) -> Array:
