@@ -67,7 +67,7 @@ def main() -> None:
     state = train.init(key, classifier, optimizer, images.shape[1:])
     step = train.make_step(classifier, optimizer)
     figures["VGG-16, training step"] = compared(step, key, state, images, labels)
-    pgd = attacks.pgd(attacks.linf, epsilon=0.031, steps=5, step_size=0.01)
+    pgd = attacks.pgd(attacks.Linf, epsilon=0.031, steps=5, step_size=0.01)
     logits = models.logits_fn(classifier, state.variables)
     figures["VGG-16, PGD-5"] = compared(pgd, jax.random.split(key, BATCH), logits, images, labels)
     write("winograd", figures)
