@@ -133,7 +133,7 @@ def test_constant_kernels_are_not_transformed_by_the_compiler(rng):
     """It would take seconds for each."""
     images, kernel, _ = large(rng)
     program = jax.jit(lambda images: conv(images, kernel)).lower(images).compile().as_text()
-    constants = re.findall(r"f32\[([0-9,]+)\]\S* constant\(\{", program)
+    constants = re.findall(r"f32\[([0-9,]+)\]\S* constant\(\{", str(program))
     assert "3,3,128,130" in constants
     assert not {"36,16640", "36,128,130"} & {*constants}
 
