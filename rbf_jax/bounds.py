@@ -49,7 +49,7 @@ def score_change_bounds(
     Args:
         filters: the K filters.
         patches: float32 ``(..., P, D)`` in [0, 1].
-        epsilon: radius of the ball, at least 0.
+        epsilon: radius of the ball, one number of at least 0.
         p: order of the norm, at least 1; ``math.inf`` for linf.
         rule: one of the three.
         variance_floor: see `rbf.match_scores`.
@@ -64,6 +64,8 @@ def score_change_bounds(
     Reference: Eqs. 6-9.
     """
     check_norm_order(p)
+    if jnp.ndim(epsilon) != 0:
+        raise ValueError(f"epsilon must be one number, got shape {jnp.shape(epsilon)}")
     check_not_negative(epsilon, "epsilon")
     check_choice(rule, "rule", RULES)
     check_positive(variance_floor, "variance_floor")

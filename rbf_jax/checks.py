@@ -29,7 +29,8 @@ def check_images(images: Array, name: str = "images") -> None:
     if images.ndim != 4:
         raise ValueError(f"{name} must have 4 dimensions (B, H, W, C), got shape {images.shape}")
     if images.dtype != jnp.float32:
-        raise ValueError(f"{name} must be float32 in [0, 1], got {images.dtype} (uint8 images: divide by 255)")
+        made = "data.as_float" if images.dtype == jnp.uint8 else ".astype(np.float32)"
+        raise ValueError(f"{name} must be float32 in [0, 1], got {images.dtype}: {made} makes it so")
     if 0 in images.shape:
         raise ValueError(f"{name} must not be empty, got shape {images.shape}")
     if is_concrete(images):

@@ -16,8 +16,10 @@ def patch_grid(image_shape: tuple[int, ...], size: tuple[int, int], stride: int 
     """Rows and columns of windows of that size in an image ``(..., H, W, C)``: ``(H - h) // stride + 1`` and alike.
 
     Raises:
-        ValueError: the window or the stride is below 1, or the window does not fit into the image.
+        ValueError: the window or the stride is below 1, or the window does not fit into the image, or it is none.
     """
+    if len(image_shape) < 3:
+        raise ValueError(f"images must have shape (..., H, W, C), got {image_shape}")
     height, width = image_shape[-3:-1]
     for value, name in ((size[0], "size"), (size[1], "size"), (stride, "stride")):
         check_count(value, name)

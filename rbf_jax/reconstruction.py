@@ -179,7 +179,8 @@ def reconstruct(
         Images ``(B, H, W, C)`` in [0, 1]. Differentiable in images, filters and beta1.
 
     Raises:
-        ValueError: images, filters or beta1 out of range, or shapes that do not belong together.
+        ValueError: images, filters or beta1 out of range, or shapes that do not belong together. Under ``jit`` values
+            cannot be looked at: images of 0 to 255 pass, and what comes out means nothing.
 
     Reference: Section III b.
     """
@@ -234,7 +235,7 @@ def sample_reconstruction(
         zeroes it where it bites.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, as for `reconstruct`.
 
     Reference: Section III b, Eq. 4.
     """

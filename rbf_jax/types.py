@@ -4,7 +4,8 @@ Images are float32 ``(B, H, W, C)`` in [0, 1], labels int32 ``(B,)``, random key
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
@@ -30,24 +31,49 @@ class LogitsFn(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class _Plain:
+    """A function that is no Partial: what it reads may be something else at the next call, see `as_it_is`."""
+
+    function: Callable[..., Array]
+
+    def __call__(self, *arguments: Array) -> Array:
+        return self.function(*arguments)
+
+
 def as_partial(function: Callable[..., Array]) -> Partial:
-    """A function as what may cross a ``jit`` boundary; a plain one compiles anew for each function object.
+    """A function as what may cross a ``jit`` boundary; a plain one compiles anew each time it is made one.
 
     Raises:
         ValueError: it cannot be called.
     """
     if not callable(function):
         raise ValueError(f"a model must be a function (key, images) -> logits, got {type(function).__name__}")
-    return function if isinstance(function, Partial) else Partial(function)
+    return function if isinstance(function, Partial) else Partial(_Plain(function))
 
 
-def as_it_is(function: LogitsFn) -> Partial:
-    """`as_partial` of a model with the weights that it reads now, compiled anew each time where it is a plain function.
+Tree = TypeVar("Tree")
+
+
+def renewed(tree: Tree) -> Tree:
+    """A tree of models in which what `as_partial` made of plain functions compiles anew, with what they read now.
 
     What was compiled for a function object keeps the weights of its first call; those of NNX modules change in place.
     """
-    found = as_partial(function)
-    return found if found is function else Partial(lambda key, images: function(key, images))
+
+    def is_plain(node: object) -> bool:
+        return isinstance(node, Partial) and isinstance(node.func, _Plain)
+
+    def renew(node: Partial) -> Partial:
+        function = node.func.function
+        return Partial(lambda *arguments: function(*arguments))
+
+    return jax.tree.map(lambda node: renew(node) if is_plain(node) else node, tree, is_leaf=is_plain)
+
+
+def as_it_is(function: LogitsFn) -> Partial:
+    """`as_partial` of a model, `renewed`: with the weights that it reads now."""
+    return renewed(as_partial(function))
 
 
 def one_for_each(keys: Key, count: int) -> Key:

@@ -252,6 +252,7 @@ BAD = {
     "negative epsilon": (dict(epsilon=-0.1), "epsilon .* -0.1"),
     "epsilon is NaN": (dict(epsilon=math.nan), "epsilon .* nan"),
     "epsilon is infinite": (dict(epsilon=math.inf), "epsilon .* inf"),
+    "several epsilons": (dict(epsilon=np.zeros(COUNT, np.float32)), "one number, got shape"),
     "unknown rule": (dict(rule="Hoelder"), "'cauchy', 'hoelder', 'exact'.*'Hoelder'"),
     "uint8 patches": (dict(patches=np.zeros((2, 9), np.uint8)), "patches must be float32 .* uint8"),
     "patches of three channels": (dict(patches=np.zeros((2, 27), np.float32)), "patches of D = 27 do not fit"),

@@ -134,6 +134,11 @@ def test_windows_that_do_not_fit_are_refused(size, stride, message):
         stitch_patches(np.zeros((1, 6, 9), np.float32), (5, 4, 1), size, stride)
 
 
+def test_what_is_no_image_is_refused():
+    with pytest.raises(ValueError, match=r"images must have shape \(\.\.\., H, W, C\), got \(28, 28\)"):
+        extract_patches(np.zeros((28, 28), np.float32))
+
+
 @pytest.mark.parametrize(
     "shape", [(1, 8, 9), (1, 6, 18), (1, 5, 9), (9, 6)], ids=["patches", "channels", "fewer", "swapped"]
 )

@@ -28,7 +28,7 @@ from rbf_jax.checks import (
 from rbf_jax.evaluate.ledger import Parts
 from rbf_jax.evaluate.live import run_live
 from rbf_jax.identity import described, fingerprint
-from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn, as_it_is
+from rbf_jax.types import Array, Attack, AttackResult, Key, LogitsFn, as_it_is, renewed
 
 
 def indices(rows: Array | None, total: int) -> np.ndarray:
@@ -228,7 +228,7 @@ def run_attack(
     given = {name: array for name, array in given.items() if array is not None}
     leaving = attack if leave and isinstance(attack, Iterative) and not attack.couples else None
     # What jit takes as an argument: the same attack then compiles once.
-    argument = attack if isinstance(attack, Iterative | Composed) else Partial(attack)
+    argument = renewed(attack) if isinstance(attack, Iterative | Composed) else Partial(attack)
 
     def apply(advance: Callable[[float], None], rows: Array, *batch: Array) -> AttackResult:
         arguments = dict(zip(given, batch, strict=True))

@@ -52,8 +52,18 @@ def from_linen(module: nn.Module) -> Classifier:
 
     One without ``train`` behaves in training as it does otherwise: fine without dropout and batch norm. In training
     ``apply`` raises ValueError without a key.
+
+    Raises:
+        ValueError: the module is told by another name whether it trains.
     """
-    told = "train" in inspect.signature(module.__call__).parameters
+    names = inspect.signature(module.__call__).parameters
+    told = "train" in names
+    for name in ("training", "is_training", "deterministic"):
+        if name in names and not told:
+            raise ValueError(
+                f"{type(module).__name__}'s argument {name!r} must be called 'train' (True in training), or the module "
+                "would be trained as if it were not: wrap it in one whose __call__(images, *, train) passes that on"
+            )
 
     def call(train: bool) -> dict[str, Any]:
         return {"train": train} if told else {}
@@ -138,5 +148,11 @@ def logits_fn(classifier: Classifier, variables: Variables) -> LogitsFn:
     """The trained network as a deterministic LogitsFn: a ``Partial`` over the variables, so that it may cross ``jit``.
 
     The same classifier gives the same function: other variables cost no recompilation.
+
+    Raises:
+        ValueError: a network that is no Classifier.
     """
+    if not isinstance(classifier, Classifier):
+        made = "as models.from_linen and models.from_nnx make of a module"
+        raise ValueError(f"classifier must be a Classifier, {made}, got {type(classifier).__name__}")
     return Partial(_logits(classifier.apply), variables)

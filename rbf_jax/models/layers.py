@@ -176,7 +176,12 @@ def max_pool(images: Array) -> Array:
 
     Returns:
         ``(B, H // 2, W // 2, C)``.
+
+    Raises:
+        ValueError: nothing to pool.
     """
+    if min(images.shape[1:3]) < 2:
+        raise ValueError(f"images must be at least 2 pixels high and wide to be pooled, got shape {images.shape}")
     height, width = images.shape[1] // 2 * 2, images.shape[2] // 2 * 2
     images = images[:, :height, :width]
     columns = _first_maximum(images[:, :, ::2], images[:, :, 1::2])

@@ -18,6 +18,17 @@ from rbf_jax.types import Array, Key
 Augmentation = Callable[[Key, Array, Array, Array], tuple[Array, Array]]
 
 
+def check_augmentation(augmentation: Augmentation) -> Augmentation:
+    """The augmentation itself; ValueError unless it is a Partial whose leaves are arrays alone."""
+    for leaf in jax.tree.leaves(augmentation):
+        if callable(leaf):
+            raise ValueError(
+                "an augmentation must be a jax.tree_util.Partial over arrays, and so must a front end in it, or they "
+                f"cannot cross jit: got {leaf}"
+            )
+    return augmentation
+
+
 @functools.cache
 def _moved(pixels: int) -> Callable[..., tuple[Array, Array]]:
     def move(first, epoch, key, rows, images, labels):

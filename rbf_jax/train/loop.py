@@ -19,7 +19,7 @@ from rbf_jax.identity import described
 from rbf_jax.models import Classifier, logits_fn
 from rbf_jax.models.classifier import Variables
 from rbf_jax.train import checkpoint
-from rbf_jax.train.augmentation import Augmentation
+from rbf_jax.train.augmentation import Augmentation, check_augmentation
 from rbf_jax.train.losses import cross_entropy, smoothed_labels
 from rbf_jax.train.signals import delayed_signals
 from rbf_jax.types import Array, Attack, Key, LogitsFn
@@ -238,7 +238,7 @@ def fit(
             # Each device is handed its part of the epoch's batches.
             data = parallel.take((np.arange(len(images)), images, labels), order, axis=1)
             # Signals act at once while this lasts: the checkpoint before is all that there is to keep.
-            augmentation = parallel.everywhere(None if augment is None else augment(epoch, run.state.variables))
+            augmentation = parallel.everywhere(augment and check_augmentation(augment(epoch, run.state.variables)))
             began, first, last = time.perf_counter(), step, (epoch + 1) * batches
             with delayed_signals(checkpoints is not None) as interrupted:
                 while step < last and not interrupted():

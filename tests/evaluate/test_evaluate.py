@@ -9,7 +9,7 @@ import pytest
 from jax.tree_util import Partial
 from scipy.stats import binomtest
 
-from rbf_jax import attacks, certify, evaluate
+from rbf_jax import RBFFilters, attacks, certify, defend, evaluate
 
 KEY = jax.random.key(0)
 TRACES = []
@@ -128,6 +128,34 @@ def test_a_plain_function_is_evaluated_with_the_weights_that_it_has_now(images):
         assert not evaluate.survival(jax.random.key(0), plain, images, labels, redraws=1).any()
         assert evaluate.run_suite(jax.random.key(0), suite, plain, images, labels + label).robust.all()
         assert certify.predict(jax.random.key(0), plain, images[0], sigma=0.1, n=50) == label
+
+
+def test_a_plain_function_inside_a_model_or_an_attack_has_the_weights_of_now(images):
+    weights = np.random.default_rng(2).normal(size=(3, 16, 3)).astype(np.float32) / 16
+    held = {"label": 0}
+
+    def plain(key, images):
+        del key
+        return images.reshape(len(images), -1) @ weights[held["label"]] + 3 * jax.nn.one_hot(held["label"], 3)
+
+    filters = RBFFilters(jnp.full((1, 3, 3, 1), 0.5), jnp.ones(1))
+    models = {
+        "defend": defend(filters, plain, beta1=1.0, beta2=0.0).static,
+        "straight_through": attacks.straight_through(lambda key, x: x, plain),
+        "known_noise": attacks.known_noise(plain, KEY),
+    }
+    pgd = attacks.pgd(attacks.Linf, epsilon=0.1, steps=1, random_start=False)
+    carried = {"transfer": attacks.transfer(pgd, plain), "annealed": attacks.annealed(pgd, [plain])}
+    for label in (1, 2):
+        held["label"] = label
+        labels = np.full(11, label, np.int32)
+        for name, model in models.items():
+            assert (evaluate.predict(KEY, model, images).argmax(-1) == label).all(), name
+            assert evaluate.survival(KEY, model, images, labels, redraws=1).all(), name
+        for name, attack in carried.items():
+            expected = attack(KEY, plain, images, labels).images
+            got = evaluate.run_attack(KEY, attack, models["known_noise"], images, labels).images
+            np.testing.assert_allclose(got, expected, err_msg=name)
 
 
 def test_bars_may_be_called_or_just_wanted(model, images, capfd):

@@ -373,6 +373,22 @@ def test_fitting_batch_falls_with_the_activations():
     assert large & (large - 1) == 0
 
 
+def test_a_model_without_a_gradient_is_attacked_by_what_needs_none():
+    model, images, labels = problem()
+
+    def opaque(key, images):
+        shape = jax.ShapeDtypeStruct((len(images), 5), jnp.float32)
+        return jax.pure_callback(lambda images: np.asarray(model(KEY, images)), shape, images)
+
+    free = {"square": attacks.square(attacks.Linf, epsilon=0.1, queries=20)}
+    found = evaluate.run_suite(KEY, free, opaque, images, labels)
+    expected = evaluate.run_suite(KEY, free, model, images, labels)
+    np.testing.assert_array_equal(found.robust, expected.robust)
+    assert 0 < found.robust.sum() < found.survived[0].sum()
+    with pytest.raises(ValueError, match="JVP"):
+        evaluate.run_suite(KEY, {"fgsm": suite()["fgsm"]}, opaque, images, labels)
+
+
 def test_run_live_reports_its_progress():
     model, images, labels = problem()
     attack, seen = attacks.pgd(attacks.Linf, epsilon=0.05, steps=30, loss=attacks.margin), []

@@ -101,6 +101,14 @@ def test_linen_that_knows_of_no_training(images):
         assert state == {}
 
 
+@pytest.mark.parametrize("name", ["training", "is_training", "deterministic"])
+def test_linen_that_is_told_of_training_by_another_name_is_refused(name):
+    source = f"lambda self, x, {name}=False: x"
+    module = type("Other", (nn.Module,), {"__call__": eval(source)})()
+    with pytest.raises(ValueError, match=f"Other's argument '{name}' must be called 'train'"):
+        from_linen(module)
+
+
 def test_training_without_a_key_is_refused(images, module):
     linen = from_linen(SmallLinen())
     for classifier in (linen, from_nnx(module)):
@@ -116,6 +124,11 @@ def test_logits_fn_is_the_network_and_ignores_the_key(images):
     expected = classifier.apply(variables, images)[0]
     for key in (jax.random.key(0), jax.random.split(jax.random.key(1), 4)):
         np.testing.assert_array_equal(model(key, images), expected)
+
+
+def test_logits_fn_of_a_module_is_refused():
+    with pytest.raises(ValueError, match=r"classifier must be a Classifier, as models\.from_linen .*, got SmallLinen"):
+        logits_fn(SmallLinen(), {})  # type: ignore[arg-type]
 
 
 def test_logits_fn_crosses_jit_and_new_variables_compile_nothing(images):

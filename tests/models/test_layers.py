@@ -192,6 +192,11 @@ def test_no_pool_swallows_a_nan(place):
     assert np.isnan(max_pool(jnp.asarray(window))).all()
 
 
+def test_max_pool_of_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"at least 2 pixels high and wide to be pooled, got shape \(1, 2, 1, 3\)"):
+        max_pool(jnp.zeros((1, 2, 1, 3)))
+
+
 def test_the_module_takes_one_size(rng):
     with pytest.raises(ValueError, match=r"size must be a whole number of at least 1, got \(3, 3\)"):
         Conv(4, (3, 3)).init(jax.random.key(0), jnp.zeros((1, 6, 6, 1)))  # type: ignore[arg-type]

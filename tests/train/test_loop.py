@@ -360,6 +360,8 @@ def test_nan_stops_with_a_message_and_keeps_the_checkpoint(examples, tmp_path):
         ({"images": np.zeros((90, *SHAPE), np.uint8)}, "float32"),
         ({"labels": np.zeros(5, np.int32)}, r"shape \(90,\)"),
         ({"validation": (np.zeros((2, *SHAPE), np.uint8), np.zeros(2, np.int32))}, "validation must be float32"),
+        ({"augment": lambda epoch, _: lambda key, rows, x, y: (x, y)}, r"must be a jax\.tree_util\.Partial .*lambda"),
+        ({"augment": lambda epoch, _: train.through(lambda x: 1 - x)}, r"and so must a front end in it.*lambda"),
         (
             {"validation": (np.zeros((2, 5, 5, 1), np.float32), np.zeros(2, np.int32))},
             r"validation must be images of .*, got \(5, 5, 1\)",
