@@ -82,8 +82,10 @@ def check_not_negative(value: Array | float, name: str) -> None:
 
 def check_budget(epsilon: Array | float) -> None:
     """Raises ValueError unless epsilon is at least 0; inf, for no budget, is one number, not one of many."""
-    if not (isinstance(epsilon, float) and epsilon == math.inf):
-        check_not_negative(epsilon, "epsilon")
+    if is_concrete(epsilon):
+        numbers = np.asarray(epsilon)
+        if not np.all((numbers >= 0) & ((numbers < np.inf) | (numbers.ndim == 0))):
+            raise ValueError(f"epsilon must be finite numbers of at least 0, or one inf for no budget, got {epsilon}")
 
 
 def check_fraction(value: float, name: str) -> None:

@@ -50,27 +50,27 @@ def _sample(settings, filters, beta1, beta2, key, images, draws=None):
     )
 
 
-def _split(key: Key) -> tuple[Key, Key]:
-    """Two keys (or two for each example): for the front end and for the classifier."""
+def split_keys(key: Key) -> tuple[Key, Key]:
+    """Two keys, or two for each example: for a front end and for the classifier behind it."""
     check_key(key)
     pair = jax.vmap(jax.random.split)(key) if key.shape else jax.random.split(key)
     return pair[..., 0], pair[..., 1]
 
 
 def _draw(settings, filters, logits_fn, beta1, beta2, key, images):
-    noise_key, model_key = _split(key)
+    noise_key, model_key = split_keys(key)
     return logits_fn(model_key, _sample(settings, filters, beta1, beta2, noise_key, images))
 
 
 def _bpda(settings, filters, logits_fn, beta1, beta2, key, images):
-    noise_key, model_key = _split(key)
+    noise_key, model_key = split_keys(key)
     static = reconstruct(filters, images, beta1, constant=settings.constant)
     sampled = _sample(settings, filters, beta1, beta2, noise_key, jax.lax.stop_gradient(images))
     return logits_fn(model_key, bpda(static, sampled))
 
 
 def _predict(settings, filters, logits_fn, beta1, beta2, key, images):
-    noise_key, model_key = _split(key)
+    noise_key, model_key = split_keys(key)
     sampled = _sample(settings, filters, beta1, beta2, noise_key, images, draws=settings.draws)
     model_keys = one_for_each(model_key, images.shape[0])
     keys = jax.vmap(lambda key: jax.random.split(key, settings.draws))(model_keys)

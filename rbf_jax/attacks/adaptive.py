@@ -10,11 +10,13 @@ from jax.tree_util import Partial
 from rbf_jax.attacks.driver import Composed, Iterative, is_misled
 from rbf_jax.attacks.gradients import RESULT, fold_in, logits_at
 from rbf_jax.checks import check_key, check_single_key
+from rbf_jax.defense import split_keys
 from rbf_jax.types import Array, AttackResult, Key, LogitsFn, as_partial, one_for_each
 
 
 def _straight_through(front: LogitsFn, logits_fn: LogitsFn, key: Key, images: Array) -> Array:
-    return logits_fn(key, images + jax.lax.stop_gradient(front(key, images) - images))
+    front_key, model_key = split_keys(key)
+    return logits_fn(model_key, images + jax.lax.stop_gradient(front(front_key, images) - images))
 
 
 def straight_through(front: LogitsFn, logits_fn: LogitsFn) -> Partial:

@@ -115,7 +115,7 @@ def _attack(
 
     def start(run: Array, keys: Key, radius: Array, p: Problem) -> Array:
         drawn = random_point(norm, fold_in(keys, looks), p.images, radius)
-        return drawn if p.start is None else jnp.where(run == 0, p.start, drawn)
+        return drawn if p.start is None else jnp.where(run < max(classes, 1), p.start, drawn)
 
     def step(number: Array, logits_fn: LogitsFn, p: Problem, state: _State) -> _State:
         run, number = number // looks, number % looks
@@ -135,9 +135,10 @@ def _attack(
         # Only a ball of the radius itself can hold the result.
         best = jax.tree.map(lambda new, old: jnp.where(scale[number] == 1, new, old), looked, state.best)
         best = best._replace(forwards=looked.forwards, backwards=looked.backwards)
-        here = x, seen.loss, seen.gradient
-        top = choose(anew | (seen.loss > track.top_loss), here, (track.top, track.top_loss, track.top_gradient))
-        track = Track(x, track.x, seen.loss, seen.gradient, *top)
+        level = jnp.where(jnp.isnan(seen.loss), -jnp.inf, seen.loss)  # above a NaN nothing would ever be
+        here = x, level, seen.gradient
+        top = choose(anew | (level > track.top_loss), here, (track.top, track.top_loss, track.top_gradient))
+        track = Track(x, track.x, level, seen.gradient, *top)
         adapted, back = rule.adapt(p, radius, windows[number], track, carried)
         carried = jax.tree.map(lambda a, b: jnp.where(anew, a, b), rule.begin(p, radius, track), adapted)
         x, level, slope = choose(back & ~anew, top, here)

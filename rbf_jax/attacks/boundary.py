@@ -39,8 +39,8 @@ def linearise(
 
     Returns:
         logits ``(B, classes)``; the gap ``z_k - z_y``, ``(B,)``; its gradient w, ``(B, H, W, C)``, in which what is
-        infinite counts as the steepest finite entry (a boundary at distance 0 would be no way to go). Gap and gradient
-        are 0 where no class has a usable gradient.
+        infinite counts as the steepest finite entry, as 1 if there is none (a boundary at distance 0 would be no way to
+        go). Gap and gradient are 0 where no class has a usable gradient.
     """
     logits, pull_back = jax.vjp(lambda x: logits_at(logits_fn, keys, x), x)
     classes = jnp.arange(logits.shape[-1])
@@ -51,7 +51,8 @@ def linearise(
         towards = jax.nn.one_hot(tried[:, k], len(classes), dtype=logits.dtype)
         slope = pull_back(towards - jax.nn.one_hot(own, len(classes), dtype=logits.dtype))[0]
         finite = jnp.where(jnp.isfinite(slope), jnp.abs(slope), 0)
-        limit = per_example(Linf.distance(finite), slope)
+        limit = Linf.distance(finite)
+        limit = per_example(jnp.where(limit > 0, limit, 1), slope)
         slope = jnp.clip(jnp.where(jnp.isnan(slope), 0, slope), -limit, limit)
         steepness = DUAL[norm.name](slope)
         # Without a slope there is no boundary; a NaN of the logits is no distance below infinity either.

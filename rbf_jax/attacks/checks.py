@@ -1,6 +1,7 @@
 """Signs that a model hides its gradients, so that attacks which use them say little about its robustness."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -158,8 +159,16 @@ def masking_checks(
     }
     if crafted is not None:
         check_images(crafted, "crafted")
+        farthest = float(norm.distance(crafted - images).max()) if crafted.shape == images.shape else math.inf
+        if farthest > 1.001 * epsilon:  # a sum in float32 is not exact
+            raise ValueError(
+                f"crafted must be images of shape {images.shape} within epsilon = {epsilon} of those given, got "
+                f"shape {crafted.shape}, distances up to {farthest:.3g}"
+            )
         scored = (judge, fresh) if judge else (logits_fn, keys)
-        transferred = 1 - float(np.mean(_look(*scored, crafted, labels, with_gradient=False)[2]))
+        moved = np.asarray(_look(*scored, crafted, labels, with_gradient=False)[2])
+        # As PGD is counted.
+        transferred = 1 - float(np.mean(moved if judge else moved | np.asarray(misled)))
         flags["transfer beats white-box"] = Flag(
             white_box - transferred >= NOTICEABLE,
             white_box - transferred,

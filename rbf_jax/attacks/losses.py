@@ -94,6 +94,6 @@ def likely_classes(logits: Array, labels: Array, count: int) -> Array:
     """
     classes = logits.shape[-1]
     if classes <= count:
-        told = f"apgd_t(classes={classes - 1}), autoattack(classes={classes})"
+        told = f"apgd_t or fab_t(classes={classes - 1}), autoattack(classes={classes})"
         raise ValueError(f"classes must be below the model's {classes}, got {count}: name them, as {told}")
     return jax.lax.top_k(_others(logits, labels), count)[1].astype(jnp.int32)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from rbf_jax.attacks.driver import Best, Iterative, Problem, better, no_best
 from rbf_jax.attacks.gradients import Estimator, exact, fold_in
 from rbf_jax.attacks.losses import Loss, cross_entropy
-from rbf_jax.attacks.norms import per_example
+from rbf_jax.attacks.norms import l1_unit, per_example
 from rbf_jax.checks import check_count, check_norm, check_not_negative, check_positive
 from rbf_jax.types import Array, LogitsFn, Norm
 
@@ -69,11 +69,7 @@ def mi_fgsm(
         def go_on() -> _State:
             seen = gradient.look(keys, logits_fn, loss, x, p.labels, p.targets, with_gradient=True)
             best = better(state.best, x, seen, p.labels, p.targets, 0, gradient.forwards, gradient.draws)
-            # In two divisions: a sum of gradients near float32's least would vanish.
-            largest = jnp.abs(seen.gradient).max((1, 2, 3), keepdims=True)
-            scaled = seen.gradient / jnp.where(largest > 0, largest, 1)
-            total = jnp.abs(scaled).sum((1, 2, 3), keepdims=True)
-            momentum = decay * state.momentum + scaled / jnp.where(total > 0, total, 1)
+            momentum = decay * state.momentum + l1_unit(seen.gradient)
             length = p.epsilon / steps if step_size is None else jnp.full_like(p.epsilon, step_size)
             moved = x + per_example(length, x) * norm.direction(momentum, x)
             return _State(norm.confine(p.images, moved, p.epsilon), momentum, best)

@@ -104,6 +104,15 @@ def _l1_distance(deltas: Array) -> Array:
     return jnp.abs(_flat(deltas)).sum(-1)
 
 
+def l1_unit(gradients: Array) -> Array:
+    """The gradients scaled to l1 length 1; 0 where they are 0."""
+    # In two divisions: a sum of gradients near float32's least would vanish.
+    for distance in (_linf_distance, _l1_distance):
+        length = distance(gradients)
+        gradients = gradients / per_example(jnp.where(length > 0, length, 1), gradients)
+    return gradients
+
+
 def open_gradient(gradients: Array, images: Array) -> Array:
     """The gradients without the entries along which the box [0, 1] blocks the way."""
     return jnp.where(((images <= 0) & (gradients < 0)) | ((images >= 1) & (gradients > 0)), 0, gradients)
@@ -135,10 +144,7 @@ def sparse(share: float) -> Callable[[Array, Array], Array]:
 
 def dense(gradients: Array, images: Array) -> Array:
     """A direction for l1: all open gradients, scaled to l1 length 1."""
-    opened = open_gradient(gradients, images)
-    # In two divisions: a sum of gradients near float32's least would vanish.
-    scaled = opened / per_example(jnp.maximum(_linf_distance(opened), 1e-38), opened)
-    return scaled / per_example(jnp.maximum(_l1_distance(scaled), 1e-38), opened)
+    return l1_unit(open_gradient(gradients, images))
 
 
 def _l1_steepest(gradients: Array, images: Array, epsilon: Array) -> Array:

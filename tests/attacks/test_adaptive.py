@@ -117,6 +117,20 @@ def test_quantiser_needs_the_identity():
     )["zero gradients"].raised
 
 
+def test_front_end_and_classifier_draw_noise_of_their_own():
+    """Of the same key both would draw the same: the variance of the sum would be 4 instead of 2."""
+
+    def noisy(key, images):
+        draw = jax.random.normal
+        noise = jax.vmap(lambda key: draw(key, (3,)))(key) if key.shape else draw(key, (len(images), 3))
+        return images + noise.reshape(images.shape)
+
+    model = attacks.straight_through(noisy, lambda key, images: noisy(key, images)[:, 0, :, 0])
+    images = jnp.full((1000, 1, 3, 1), 0.5)
+    for key in (KEY, jax.random.split(KEY, 1000)):
+        assert 1.8 < float(jnp.var(model(key, images))) < 2.2
+
+
 def test_noise_needs_eot():
     model = noisy()
     images, _ = examples(model)
@@ -231,6 +245,14 @@ def test_checks_find_nothing_on_a_sound_model():
     flags = masking_checks(model, images, labels, queries=100, crafted=crafted)
     assert [name for name, flag in flags.items() if flag.raised] == []
     assert len(flags) == 7
+
+
+def test_checks_refuse_images_from_without_the_ball():
+    model, images = mlp(0, SHAPE), grey(0, COUNT, SHAPE)
+    labels = own_labels(model, images)
+    for crafted, message in ((jnp.clip(images + 0.2, 0, 1), r"within epsilon .* up to 0\.2$"), (images[:2], "shape")):
+        with pytest.raises(ValueError, match=message):
+            masking_checks(model, images, labels, steps=1, queries=5, crafted=crafted)
 
 
 def test_checks_find_that_steps_are_too_few():

@@ -210,6 +210,43 @@ def test_apgd_t_tries_the_most_likely_wrong_classes():
     np.testing.assert_allclose(found.images, towards.images, atol=1e-6)
 
 
+def test_apgd_t_begins_towards_each_class_where_it_is_told_to():
+    images, model = grey(0, 3), mlp(0)
+    labels, start = own_labels(model, images), jnp.clip(images + 0.05, 0, 1)
+    steps, classes = 2, 3
+    attack = attacks.apgd_t(attacks.Linf, epsilon=0.05, steps=steps, classes=classes, restarts=2)
+    problem = attack.pose(jax.random.split(KEY, 3), images, labels, start=start)
+    state, began = attack.begin(model, problem), []
+    for number in range(attack.count):
+        state = jax.jit(attack.step)(jnp.int32(number), model, problem, state)
+        if number % (steps + 1) == 0:
+            began.append(bool(jnp.allclose(state.track.x, start, atol=1e-6)))
+    assert began == [True] * classes + [False] * classes
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=NORMS.keys())
+def test_apgd_leaves_a_start_whose_loss_is_nan(norm):
+    """As one draw of many can make it, where the others still give a gradient."""
+    images, model = grey(0, 6), mlp(0)
+    labels = own_labels(model, images)
+
+    def look(*arguments, with_gradient):
+        seen = attacks.exact.look(*arguments, with_gradient=with_gradient)
+        at_start = jnp.abs(arguments[3] - images).max((1, 2, 3)) < 1e-6
+        return seen._replace(loss=jnp.where(at_start, jnp.nan, seen.loss))
+
+    poisoned = attacks.gradients.Estimator(look, 1, 1)
+    epsilon = {"linf": 0.1, "l2": 0.5, "l1": 2.0}[norm.name]
+    found, expected = (
+        jax.jit(attacks.apgd(norm, epsilon=epsilon, steps=20, gradient=gradient))(
+            KEY, model, images, labels, start=images
+        )
+        for gradient in (poisoned, attacks.exact)
+    )
+    assert expected.success.all()
+    np.testing.assert_allclose(found.images, expected.images, atol=1e-5)
+
+
 def test_apgd_t_refuses_targets_and_too_many_classes():
     images, model = grey(0, 2), mlp(0)
     labels = own_labels(model, images)

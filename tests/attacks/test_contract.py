@@ -242,6 +242,20 @@ def test_infinite_gradients_are_the_steepest(kind):
         np.testing.assert_array_equal(found, breakable)
 
 
+@pytest.mark.parametrize("kind", [attacks.deepfool, attacks.fab], ids=["deepfool", "fab"])
+def test_boundaries_behind_infinite_gradients_alone(kind):
+    """On black images every slope is infinite: none is the steepest finite one."""
+
+    def model(key, images):
+        del key
+        roots = jnp.sqrt(images).sum((1, 2, 3))
+        return jnp.stack([jnp.full_like(roots, 0.5), roots], -1)
+
+    images, labels = np.zeros((2, *SHAPE), np.float32), np.zeros(2, np.int32)
+    found = jax.jit(kind(attacks.Linf, epsilon=0.1))(KEY, Partial(model), images, labels)
+    assert found.success.all()
+
+
 @pytest.mark.parametrize("kind", [attacks.pgd, attacks.apgd], ids=["pgd", "apgd"])
 def test_infinite_gradients_that_lead_out_of_the_box_do_not_count(kind):
     """In l2, where the steepest pixels take all of a step, a random search would find more."""

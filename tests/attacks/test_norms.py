@@ -256,6 +256,12 @@ def test_sparse_direction_keeps_the_largest_open_gradients():
     everything = np.asarray(attacks.dense(gradients, images)).ravel()
     np.testing.assert_allclose(everything[:199], np.arange(1, 200) / np.arange(1, 200).sum(), rtol=1e-5)
     assert everything[199] == 0
+    # Where nothing is open there is no way to go; float32's least normal numbers point the way as others do.
+    flat = np.where(images == 1, gradients, 0).astype(np.float32)
+    for direction in (attacks.dense, attacks.sparse(0.05)):
+        for least in (0 * gradients, flat):
+            assert not np.asarray(jax.jit(direction)(least, images)).any()
+    np.testing.assert_allclose(attacks.dense(gradients * np.float32(1e-37), images).ravel(), everything, rtol=1e-5)
     for share in (0.0, 1.5):
         with pytest.raises(ValueError, match=r"share must be in \(0, 1\]"):
             attacks.sparse(share)
