@@ -187,7 +187,7 @@ def _outcomes(
         progress=f"  {cell.title} scored on {cell.model}, {scoring.form}",
     )
     crafted = crafted_in(run, cell)
-    folders = [crafted, *(path for path in crafted.glob("*") if path.is_dir())] if cell.norm else []
+    folders = [crafted, *(path for path in crafted.rglob("*") if path.is_dir())] if cell.norm else []
     facts = provenance() | determined
     facts["crafting seconds"] = round(sum(Parts(folder, {}).seconds() for folder in folders), 1)
     facts["scoring seconds"] = round(parts.seconds(), 1)

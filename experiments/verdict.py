@@ -141,7 +141,7 @@ def _compared(data_set: str, rows: Rows, certified: Sequence[Row]) -> Iterator[t
 def held(data_set: str, rows: Rows, certified: Sequence[Row] = ()) -> dict[str, Table]:
     """The paper's numbers, the furthest first: that do not hold, that hold within five points, and that are unclear.
 
-    Unclear is a number inside our interval where that reaches further than five points from it.
+    A number holds where all of our interval is within five points of it, and does not where none of it is.
 
     Args:
         data_set: for Table IV's radii.
@@ -155,9 +155,9 @@ def held(data_set: str, rows: Rows, certified: Sequence[Row] = ()) -> dict[str, 
         difference = ours["accuracy"] - paper
         values = (*what, ball(norm, radius) if norm else "–", f"{paper:.1f}", text(ours), f"{difference:+.1f}")
         low, high = ours["wilson95"]
-        kind = "near" if abs(difference) <= HOLDS else "far"
-        if low <= paper <= high and max(paper - low, high - paper) > HOLDS:
-            kind = "unclear"
+        kind = "far" if max(low - paper, paper - high) > HOLDS else "unclear"
+        if max(high - paper, paper - low) <= HOLDS:
+            kind = "near"
         lines[kind].append(dict(zip(headings, values, strict=True)))
     return {kind: (headings, found) for kind, found in lines.items()}
 
@@ -203,13 +203,13 @@ def page(
         "differences (Agresti and Min): the attacks that both met and, where there is noise, those that average over "
         "it, on the images that met them all. Against the controls stands the rCNN of their schedule.",
         format_table(*gains(data_set, ledger)),
-        f"## The paper's numbers that do not hold (more than {HOLDS:g} points apart)",
+        f"## The paper's numbers that do not hold (our interval is more than {HOLDS:g} points away)",
         "Those of Tables I and III to VII. Of rCNN and rCNN+ Table IV does not say which attack leaves its numbers.",
         numbers["far"],
-        f"## The paper's numbers that hold (within {HOLDS:g} points)",
+        f"## The paper's numbers that hold (our interval is within {HOLDS:g} points)",
         numbers["near"],
         "## The paper's numbers that too few images leave open",
-        f"They lie inside our interval, which reaches further than {HOLDS:g} points from them.",
+        f"Our interval reaches from within {HOLDS:g} points of them to beyond.",
         numbers["unclear"],
     ]
     for section in studies:

@@ -109,7 +109,7 @@ STUDY = Study(
     "both crafted without noise. Each epsilon attacks what the smaller ones left: an example that is broken stays so, "
     "and the accuracy without noise cannot rise. With noise, an example that one redraw calls broken keeps its image, "
     "and the number is that of another redraw: it may rise by what a redraw does, and attacks that know the noise "
-    "leave far less ('Worst cases'). Images of models with noise are driven on where they are broken without it.",
+    "may leave far less ('Worst cases'). Images of models with noise are driven on where they are broken without it.",
     settings,
     measure,
     lambda rows: pivot([row | {"title": ball(row["norm"], row["epsilon"])} for row in rows], "budget"),

@@ -64,8 +64,8 @@ def _table(rows: list[Row]) -> Table:
 STUDY = Study(
     "The level of noise",
     "Clean accuracy in percent with its 95 % Wilson interval on validation images, by beta2. The paper's rule is to "
-    f"keep {LEAST:g} %. Chosen is the highest level that does, or that loses no more than the {LOST:g} points that the "
-    "paper's own model loses, as ours begin lower.",
+    f"keep {LEAST:g} %. Chosen is the highest level that does, or, for a model that begins lower than the paper's own, "
+    f"that loses no more than the {LOST:g} points that it loses.",
     settings,
     measure,
     _table,

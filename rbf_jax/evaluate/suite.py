@@ -30,7 +30,8 @@ class SuiteResult(NamedTuple):
             one's share.
         restart: int ``(N,)``, which restart of it, or run towards one target, found the image.
         distance: ``(N,)``, of that image, in the attack's norm.
-        images: ``(N, H, W, C)``, that image.
+        images: ``(N, H, W, C)``, that image; where no attack broke a deterministic model, that of the first one, for
+            looking on (a noisy form of the model may err on it).
         robust: bool ``(R, N)``, whether that image is classified rightly, on fresh redraws; R = 1 without noise.
         forwards: int ``(A, N)``, forward passes spent by each attack.
         backwards: int ``(A, N)``, backward passes.
@@ -147,10 +148,12 @@ def run_suite(
         survived[number, live] = share
         passes[:, number, live] = found.forwards, found.backwards
         # Right on all selection redraws is not right on all: of equals an attack's image is worse than the clean one.
-        lower = (share < least[live]) | (random & (share == least[live]) & (worst[live] == 0) & (share > 0))
+        lower = (share < least[live]) | ((share == least[live]) & (worst[live] == 0) & (share > 0))
         at = live[lower]
         least[at], worst[at], moved[at] = share[lower], number, found.images[lower]
         restart[at], distance[at] = found.restart[lower], found.distance[lower]
+    if not random:
+        worst[least > 0] = 0
     robust = score(score_key, moved, everything, scoring)
     return SuiteResult(names, ("", *norm_names.values()), survived, worst, restart, distance, moved, robust, *passes)
 

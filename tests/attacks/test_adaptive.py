@@ -255,6 +255,22 @@ def test_checks_refuse_images_from_without_the_ball():
             masking_checks(model, images, labels, steps=1, queries=5, crafted=crafted)
 
 
+@pytest.mark.parametrize("flat", [1, 2])
+def test_a_single_image_is_no_sign(flat):
+    """Of ten it is more than 5 %."""
+    images, inner = np.array(grey(0, 10, SHAPE)), mlp(0, SHAPE)
+    images[:flat, 0, 0, 0] = 1.0
+
+    def model(key, images):
+        still = (images[:, 0, 0, 0] == 1)[:, None]
+        logits = inner(key, images)
+        return jnp.where(still, jax.lax.stop_gradient(logits), logits)
+
+    flag = masking_checks(model, images, own_labels(inner, images), steps=1, queries=5)["zero gradients"]
+    assert flag.value == pytest.approx(flat / 10)
+    assert flag.raised == (flat > 1)
+
+
 def test_checks_find_that_steps_are_too_few():
     model = mlp(0, SHAPE)
     images = mixed(0, COUNT, SHAPE)

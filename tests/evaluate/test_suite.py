@@ -140,7 +140,22 @@ def test_misclassified_images_are_attacked_by_nothing():
     assert np.all(result.attack == 0)
     assert np.all(result.forwards[:, wrong] == 0)
     np.testing.assert_array_equal(result.robust[0], ~wrong)
-    np.testing.assert_array_equal(result.images, images)
+    np.testing.assert_array_equal(result.images[wrong], images[wrong])
+    assert np.all(result.distance[wrong] == 0)
+
+
+@pytest.mark.parametrize("union", [True, False])
+def test_what_no_attack_breaks_keeps_the_first_ones_image(union):
+    model, images, labels = problem()
+    wrong = np.arange(N) % 3 == 0
+    labels = jnp.where(wrong, (labels + 1) % 5, labels)
+    result = evaluate.run_suite(KEY, suite(0.02), model, images, labels, batch_size=16, union=union)
+    left = result.robust[0]
+    assert 0 < left.sum() < (~wrong).sum()
+    assert np.all(result.attack[left] == 0)
+    first = jax.jit(suite(0.02)["fgsm"])(KEY, model, images, labels)
+    np.testing.assert_allclose(result.images[left], first.images[left], atol=1e-6)
+    np.testing.assert_allclose(result.distance[left], first.distance[left], atol=1e-6)
 
 
 def _shaky(model, key, images):
