@@ -61,14 +61,14 @@ def renewed(tree: Tree) -> Tree:
     What was compiled for a function object keeps the weights of its first call; those of NNX modules change in place.
     """
 
-    def is_plain(node: object) -> bool:
-        return isinstance(node, Partial) and isinstance(node.func, _Plain)
+    def plain(node: object) -> _Plain | None:
+        return node.func if isinstance(node, Partial) and isinstance(node.func, _Plain) else None
 
-    def renew(node: Partial) -> Partial:
-        function = node.func.function
-        return Partial(lambda *arguments: function(*arguments))
+    def renew(node: object) -> object:
+        found = plain(node)
+        return node if found is None else Partial(lambda *arguments: found.function(*arguments))
 
-    return jax.tree.map(lambda node: renew(node) if is_plain(node) else node, tree, is_leaf=is_plain)
+    return jax.tree.map(renew, tree, is_leaf=lambda node: plain(node) is not None)
 
 
 def as_it_is(function: LogitsFn) -> Partial:

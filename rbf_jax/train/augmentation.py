@@ -18,8 +18,8 @@ from rbf_jax.types import Array, Key
 Augmentation = Callable[[Key, Array, Array, Array], tuple[Array, Array]]
 
 
-def check_augmentation(augmentation: Augmentation) -> Augmentation:
-    """The augmentation itself; ValueError unless it is a Partial whose leaves are arrays alone."""
+def check_augmentation(augmentation: Augmentation | None) -> Augmentation | None:
+    """The augmentation itself; ValueError unless it is a Partial whose leaves are arrays alone, or None."""
     for leaf in jax.tree.leaves(augmentation):
         if callable(leaf):
             raise ValueError(

@@ -9,7 +9,7 @@ from helpers import float64
 
 from rbf_jax import attacks
 from rbf_jax.attacks.apgd_rules import check_lengths
-from rbf_jax.attacks.gradients import fold_in
+from rbf_jax.attacks.gradients import Estimator, fold_in
 
 norms = pytest.mark.parametrize("name", ["linf", "l2"])
 
@@ -235,7 +235,7 @@ def test_apgd_leaves_a_start_whose_loss_is_nan(norm):
         at_start = jnp.abs(arguments[3] - images).max((1, 2, 3)) < 1e-6
         return seen._replace(loss=jnp.where(at_start, jnp.nan, seen.loss))
 
-    poisoned = attacks.gradients.Estimator(look, 1, 1)
+    poisoned = Estimator(look, 1, 1)
     epsilon = {"linf": 0.1, "l2": 0.5, "l1": 2.0}[norm.name]
     found, expected = (
         jax.jit(attacks.apgd(norm, epsilon=epsilon, steps=20, gradient=gradient))(

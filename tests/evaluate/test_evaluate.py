@@ -172,7 +172,7 @@ def test_no_budget_for_attacks_of_least_distance(model, images):
     attack = attacks.deepfool(attacks.L2, epsilon=0.001)
     found = [
         evaluate.run_attack(KEY, attack, quiet, images, labels, epsilon=epsilon, leave=leave)
-        for epsilon, leave in ((None, False), (np.inf, False), (np.inf, True), (np.float32(np.inf), False))
+        for epsilon, leave in ((None, False), (np.inf, False), (np.inf, True), (np.array(np.inf, np.float32), False))
     ]
     assert [one.success.mean() for one in found] == [0, 1, 1, 1]
     for wrong in (-0.1, np.nan, np.full(11, np.inf)):
