@@ -85,7 +85,7 @@ def check_budget(epsilon: Array | float) -> None:
     if is_concrete(epsilon):
         numbers = np.asarray(epsilon)
         if not np.all((numbers >= 0) & ((numbers < np.inf) | (numbers.ndim == 0))):
-            raise ValueError(f"epsilon must be finite numbers of at least 0, or one inf for no budget, got {epsilon}")
+            raise ValueError(f"epsilon must be at least 0, and finite but for one inf for no budget, got {epsilon}")
 
 
 def check_fraction(value: float, name: str) -> None:
@@ -123,6 +123,13 @@ def check_key(key: Key) -> None:
         raise ValueError(
             f"key must be a typed key from jax.random.key, got {getattr(key, 'dtype', type(key).__name__)}"
         )
+
+
+def split_keys(key: Key) -> tuple[Key, Key]:
+    """Two keys, or two for each example: for a front end and for the classifier behind it."""
+    check_key(key)
+    pair = jax.vmap(jax.random.split)(key) if key.shape else jax.random.split(key)
+    return pair[..., 0], pair[..., 1]
 
 
 def check_single_key(key: Key) -> None:

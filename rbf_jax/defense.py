@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
-from rbf_jax.checks import check_choice, check_count, check_key, check_logits
+from rbf_jax.checks import check_choice, check_count, check_logits, split_keys
 from rbf_jax.rbf import CONSTANTS, RBFFilters, check_filters
 from rbf_jax.reconstruction import NOISES, SCALES, bpda, check_beta1, check_beta2, reconstruct, sample_reconstruction
-from rbf_jax.types import Array, Key, LogitsFn, as_partial, one_for_each
+from rbf_jax.types import Array, LogitsFn, as_partial, one_for_each
 
 
 class Defense(NamedTuple):
@@ -48,13 +48,6 @@ def _sample(settings, filters, beta1, beta2, key, images, draws=None):
     return sample_reconstruction(
         key, filters, images, beta1, beta2, noise=noise, scale=scale, draws=draws, constant=constant
     )
-
-
-def split_keys(key: Key) -> tuple[Key, Key]:
-    """Two keys, or two for each example: for a front end and for the classifier behind it."""
-    check_key(key)
-    pair = jax.vmap(jax.random.split)(key) if key.shape else jax.random.split(key)
-    return pair[..., 0], pair[..., 1]
 
 
 def _draw(settings, filters, logits_fn, beta1, beta2, key, images):

@@ -31,7 +31,7 @@ class LogitsFn(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class _Plain:
     """A function that is no Partial: what it reads may be something else at the next call, see `as_it_is`."""
 
@@ -42,7 +42,7 @@ class _Plain:
 
 
 def as_partial(function: Callable[..., Array]) -> Partial:
-    """A function as what may cross a ``jit`` boundary; a plain one compiles anew each time it is made one.
+    """A function as what may cross a ``jit`` boundary; a plain one compiles anew for each function object.
 
     Raises:
         ValueError: it cannot be called.

@@ -9,8 +9,7 @@ from jax.tree_util import Partial
 
 from rbf_jax.attacks.driver import Composed, Iterative, is_misled
 from rbf_jax.attacks.gradients import RESULT, fold_in, logits_at
-from rbf_jax.checks import check_key, check_single_key
-from rbf_jax.defense import split_keys
+from rbf_jax.checks import check_key, check_single_key, split_keys
 from rbf_jax.types import Array, AttackResult, Key, LogitsFn, as_partial, one_for_each
 
 

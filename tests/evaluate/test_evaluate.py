@@ -176,7 +176,7 @@ def test_no_budget_for_attacks_of_least_distance(model, images):
     ]
     assert [one.success.mean() for one in found] == [0, 1, 1, 1]
     for wrong in (-0.1, np.nan, np.full(11, np.inf)):
-        with pytest.raises(ValueError, match="finite numbers of at least 0, or one inf for no budget, got"):
+        with pytest.raises(ValueError, match="at least 0, and finite but for one inf for no budget, got"):
             evaluate.run_attack(KEY, attack, quiet, images, labels, epsilon=wrong)
     assert attacks.success_at(found[1], 100.0).shape == (1, 11)
 
