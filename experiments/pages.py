@@ -176,7 +176,7 @@ def note(config: dict[str, Any]) -> str:
         f"{settings['pgd']['restarts']} random start(s) with steps of 2.5 epsilon / steps, CW in linf as PGD on its "
         "margin loss. CW in l2, EAD and AutoAttack stop where the model without noise errs: at its boundary, from "
         "where noise may bring images back, so that beside PGD they look weak against noisy models; where it never "
-        "errs, those meet the image of AutoAttack's first part (before commit ad0e68d the clean one). BPDA+EoT "
+        "errs, those meet the image of AutoAttack's first part (up to commit ad0e68d the clean one). BPDA+EoT "
         f"({settings['bpda_eot']['draws']} draws x {settings['bpda_eot']['steps']} steps) is crafted with noise from "
         "where PGD without noise ended. A worst case is per example: its worst attack is picked on "
         f"{attack['selection']} other redraws. The paper says nothing of steps, restarts and losses. Stronger attacks "

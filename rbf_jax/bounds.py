@@ -9,7 +9,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from rbf_jax.checks import check_choice, check_norm_order, check_not_negative, check_positive
+from rbf_jax.checks import check_choice, check_norm_order, check_not_negative, check_one_number, check_positive
 from rbf_jax.rbf import VARIANCE_FLOOR, RBFFilters, check_patches, match_scores, safe_sqrt, squared_distances
 from rbf_jax.types import Array
 
@@ -64,8 +64,7 @@ def score_change_bounds(
     Reference: Eqs. 6-9.
     """
     check_norm_order(p)
-    if jnp.ndim(epsilon) != 0:
-        raise ValueError(f"epsilon must be one number, got shape {jnp.shape(epsilon)}")
+    check_one_number(epsilon, "epsilon")
     check_not_negative(epsilon, "epsilon")
     check_choice(rule, "rule", RULES)
     check_positive(variance_floor, "variance_floor")

@@ -80,6 +80,12 @@ def check_not_negative(value: Array | float, name: str) -> None:
         raise ValueError(f"{name} must be at least 0 and finite, got {value}")
 
 
+def check_one_number(value: Array | float, name: str) -> None:
+    """Raises ValueError unless it is a single number, which cannot be taken for one of each of several things."""
+    if jnp.ndim(value) != 0:
+        raise ValueError(f"{name} must be one number, got shape {jnp.shape(value)}")
+
+
 def check_budget(epsilon: Array | float) -> None:
     """Raises ValueError unless epsilon is at least 0; inf, for no budget, is one number, not one of many."""
     if is_concrete(epsilon):

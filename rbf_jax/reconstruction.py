@@ -22,6 +22,7 @@ from rbf_jax.checks import (
     check_images,
     check_key,
     check_not_negative,
+    check_one_number,
     check_positive,
     is_concrete,
 )
@@ -124,8 +125,7 @@ def sample_std(filters: RBFFilters, beta2: Array | float, scale: str = "variance
 
 def check_beta1(beta1: Array | float) -> None:
     """Raises ValueError unless 0 < beta1 <= 100: beyond that small gradients leave the range of float32."""
-    if jnp.ndim(beta1) != 0:
-        raise ValueError(f"beta1 must be one number, got shape {jnp.shape(beta1)}")
+    check_one_number(beta1, "beta1")
     check_positive(beta1, "beta1")
     if is_concrete(beta1) and float(beta1) > MAX_BETA1:
         raise ValueError(f"beta1 must be at most {MAX_BETA1} (float32), got {beta1}")
@@ -133,8 +133,7 @@ def check_beta1(beta1: Array | float) -> None:
 
 def check_beta2(beta2: Array | float) -> None:
     """Raises ValueError unless it is one number of at least 0: several would be taken for one of each filter."""
-    if jnp.ndim(beta2) != 0:
-        raise ValueError(f"beta2 must be one number, got shape {jnp.shape(beta2)}")
+    check_one_number(beta2, "beta2")
     check_not_negative(beta2, "beta2")
 
 

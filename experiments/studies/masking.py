@@ -75,7 +75,7 @@ STUDY = Study(
     "Signs of hidden gradients",
     "What `attacks.masking_checks` measured, and whether it raised its flag, at the tables' first budget. With noise "
     "the gradients are those of one draw, and the noisy prediction says which images are broken. 'randomness' is then "
-    "the noise itself. A flag takes two images (before commit ad0e68d one), which of few may be chance.",
+    "the noise itself. A flag takes two images (up to commit ad0e68d one), which of few may be chance.",
     settings,
     measure,
     lambda rows: pivot(rows, "sign", _column, _cell),

@@ -120,6 +120,14 @@ def masking_checks(
     check_labels(labels, len(images))
     check_positive(epsilon, "epsilon")
     check_positive(large_epsilon, "large_epsilon")
+    if crafted is not None:
+        check_images(crafted, "crafted")
+        farthest = float(norm.distance(crafted - images).max()) if crafted.shape == images.shape else math.inf
+        if farthest > 1.001 * epsilon:  # a sum in float32 is not exact
+            raise ValueError(
+                f"crafted must be images of shape {images.shape} within epsilon = {epsilon} of those given, got "
+                f"shape {crafted.shape}, distances up to {farthest:.3g}"
+            )
     logits_fn, judge = as_it_is(logits_fn), None if judge is None else as_it_is(judge)
     keys = jax.random.split(key, len(images))
     other_keys, fresh = (jax.random.split(jax.random.fold_in(key, number), len(images)) for number in (1, 2))
@@ -163,13 +171,6 @@ def masking_checks(
         "softmax outputs": Flag(sums < 1e-4, sums, "how far the outputs are from probabilities: attack the logits"),
     }
     if crafted is not None:
-        check_images(crafted, "crafted")
-        farthest = float(norm.distance(crafted - images).max()) if crafted.shape == images.shape else math.inf
-        if farthest > 1.001 * epsilon:  # a sum in float32 is not exact
-            raise ValueError(
-                f"crafted must be images of shape {images.shape} within epsilon = {epsilon} of those given, got "
-                f"shape {crafted.shape}, distances up to {farthest:.3g}"
-            )
         scored = (judge, fresh) if judge else (logits_fn, keys)
         moved = np.asarray(_look(*scored, crafted, labels, with_gradient=False)[2])
         # As PGD is counted.
