@@ -161,7 +161,7 @@ def meet(
         outcomes = evaluate.load_outcomes(path)
         check_facts(f"{path} is of another evaluation", outcomes.facts, determined, "Remove it to evaluate anew")
         return outcomes
-    images, passes = targets.images, dict[str, Any]()
+    images, passes, origin = targets.images, dict[str, Any](), provenance(folder / path.stem)
     if name in suite.attacks:
         parts = Parts(folder / path.stem, {"attack": name})
         key = jax.random.fold_in(jax.random.key(seed + 4), number)
@@ -192,7 +192,7 @@ def meet(
         batch_size=batch_size,
     )
     selection = suite.redraws[0]
-    outcomes = Outcomes(rows, right[:selection], right[selection:], provenance() | determined | passes)
+    outcomes = Outcomes(rows, right[:selection], right[selection:], origin | determined | passes)
     evaluate.save_outcomes(path, outcomes)
     return outcomes
 

@@ -127,7 +127,7 @@ def _certify(run: Run, examples: Examples, setting: Setting, logits_fn: LogitsFn
     config, path = run.config, certificates_path(run, setting)
     rows, key = drawn(config, setting.examples), jax.random.key(config.seed + 7)
     images, truth = examples.images[rows], examples.labels[rows]
-    parts = Parts(path.with_suffix(""), determined)
+    origin, parts = provenance(path.with_suffix("")), Parts(path.with_suffix(""), determined)
     parts.open(evaluate.fingerprint(key, rows, images), batch_size=1)
 
     def one(row: int, image: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -148,7 +148,7 @@ def _certify(run: Run, examples: Examples, setting: Setting, logits_fn: LogitsFn
     for row, image in zip(tqdm(rows.tolist(), desc=shown, unit="image"), images, strict=True):
         done.append(parts.kept(row, lambda row=row, image=image: one(row, image)))
     label, radius, counts = map(np.stack, zip(*done, strict=True))
-    facts = provenance() | determined | {"seconds": round(parts.seconds(), 1)}
+    facts = origin | determined | {"seconds": round(parts.seconds(), 1)}
     accuracy = float((label == truth).mean())
     run.log({"stage": "certify", "accuracy": accuracy, "mean radius": float(radius.mean())} | facts)
     arrays = {"rows": rows, "truth": truth, "label": label, "radius": radius, "counts": counts}

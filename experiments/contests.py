@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments import results
 from experiments.catalogue import ball
+from experiments.provenance import joined
 from experiments.recipes import RECIPES
 from experiments.report import format_table
 from rbf_jax import evaluate
@@ -26,7 +27,7 @@ def _left(right: np.ndarray) -> str:
 
 def _origin(ledgers: Sequence[Outcomes]) -> str:
     def all_of(fact: str) -> str:
-        return ", ".join(sorted({str(ledger.facts[fact]) for ledger in ledgers}))
+        return joined(ledger.facts[fact] for ledger in ledgers)
 
     return f"Commit {all_of('commit')}, {all_of('device')}, {all_of('cores')} core(s), jax {all_of('jax')}."
 

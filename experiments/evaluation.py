@@ -155,8 +155,10 @@ def evaluate_cell(run: Run, examples: Examples, cell: Cell, models: Models) -> l
         }
         determined = json.loads(json.dumps(determined))
         if not path.exists():
+            origin = provenance(scored_in(run, path), *([crafted_in(run, cell)] if cell.norm else []))
             images = craft(run, examples, cell, models) if images is None else images
-            evaluate.save_outcomes(path, _outcomes(run, examples, cell, scoring, images, logits_fn, determined))
+            outcomes = _outcomes(run, examples, cell, scoring, images, logits_fn, origin | determined)
+            evaluate.save_outcomes(path, outcomes)
         way_out = f"Remove {path}, {crafted_in(run, cell)} and {scored_in(run, path)} to evaluate anew"
         check_facts(f"{path} is of another evaluation", evaluate.load_outcomes(path).facts, determined, way_out)
         paths.append(path)
@@ -170,7 +172,7 @@ def _outcomes(
     scoring: Scoring,
     images: np.ndarray,
     logits_fn: LogitsFn,
-    determined: dict[str, Any],
+    facts: dict[str, Any],
 ) -> Outcomes:
     config, path = run.config, outcome_path(run, cell, scoring)
     taken = np.searchsorted(drawn(config, cell.examples), scoring.rows)
@@ -188,9 +190,10 @@ def _outcomes(
     )
     crafted = crafted_in(run, cell)
     folders = [crafted, *(path for path in crafted.rglob("*") if path.is_dir())] if cell.norm else []
-    facts = provenance() | determined
-    facts["crafting seconds"] = round(sum(Parts(folder, {}).seconds() for folder in folders), 1)
-    facts["scoring seconds"] = round(parts.seconds(), 1)
+    facts = facts | {
+        "crafting seconds": round(sum(Parts(folder, {}).seconds() for folder in folders), 1),
+        "scoring seconds": round(parts.seconds(), 1),
+    }
     accuracy = survived[scoring.selection :].mean()
     run.log({"stage": "evaluate", "cell": cell.name, "form": scoring.form, "accuracy": accuracy} | facts)
     return Outcomes(scoring.rows, survived[: scoring.selection], survived[scoring.selection :], facts)

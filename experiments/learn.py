@@ -172,7 +172,8 @@ def _made_of(run: Run, filters: RBFFilters | None, name: str) -> dict[str, Any]:
 
 
 def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> tuple[Variables, dict[str, Any]]:
-    config, recipe = run.config, RECIPES[name]
+    config, recipe, checkpoints = run.config, RECIPES[name], run.directory / "checkpoints" / name
+    origin = provenance(checkpoints)
     images, labels = jnp.asarray(examples.train.images), jnp.asarray(examples.train.labels)
     network, inputs, validation, attack, epsilon = classifier(config), images, examples.validation.images, None, None
     front = front_end(recipe, config.preset, filters, testing=recipe.adversarial)
@@ -228,14 +229,14 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
         epsilon=epsilon,
         smoothing=recipe.smoothing,
         validation=(validation, examples.validation.labels),
-        checkpoints=run.directory / "checkpoints" / name,
+        checkpoints=checkpoints,
         log=lambda record: run.log({"stage": "train", "model": name} | record),
         progress=f"training {name}",
     )
     # Of the last training of this name; an epoch that was cut short says its own speed.
     trained = [r for r in run.records() if (r.get("stage"), r.get("model")) == ("train", name)][-epochs(config, name) :]
     seconds = [batches * config.train.batch_size / r["images_per_second"] for r in trained]
-    record = provenance() | {
+    return variables, origin | {
         "model": name,
         "recipe": recipe._asdict(),
         "config": config.to_dict(),
@@ -243,7 +244,6 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
         "seconds an epoch": round(float(np.median(seconds)), 1) if seconds else None,
         "overheads": {k: s for k, s in run.overheads().items() if k in ("filters", f"bank {name}")},
     }
-    return variables, record
 
 
 def bank_epoch(config: Config, name: str) -> int:

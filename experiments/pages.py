@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from experiments import paper_tables, results
 from experiments.catalogue import KINDS, ball
 from experiments.paper_tables import Row, Rows, Table, text
+from experiments.provenance import joined
 from experiments.recipes import RECIPES
 from experiments.report import format_table
 from experiments.results import BETA2, PAPER, WORST, column_title
@@ -187,7 +188,7 @@ def note(config: dict[str, Any]) -> str:
 def origin(job: dict[str, Any], rows: list[Row]) -> str:
     """Where the numbers come from."""
     config = job["config"]
-    commits = ", ".join(sorted({str(row["commit"]) for row in rows}))
+    commits = joined(row["commit"] for row in rows)
     places = "; ".join(sorted({f"{row['device']}, {row['cores']} cores, jax {row['jax']}" for row in rows}))
     made = ("source", "attack", "norm", "epsilon", "crafted_on", "examples", "leaving")
     attacked = {tuple(row.get(key) for key in made): row for row in rows}

@@ -1,11 +1,15 @@
 """Where a number comes from."""
 
+import json
 import os
 import subprocess
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from rbf_jax.files import read_json, replacing
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,19 +22,32 @@ def published_as(config: Any) -> str:
     return config["set"] if config["profile"] == "gpu" else f"{config['set']}-{config['profile']}"
 
 
-def provenance() -> dict[str, str | int | None]:
+def joined(said: Iterable[Any]) -> str:
+    """What records say of one fact, each once; a record of several sittings has commas between what they say."""
+    return ", ".join(sorted({one for value in said for one in str(value).split(", ")}))
+
+
+def provenance(*folders: Path) -> dict[str, str | int | None]:
     """Commit (``-dirty`` behind it where files differ), device, cores that it may use, and JAX version.
 
     A copy without git, as in a container, is told its commit by ``RBF_JAX_COMMIT``.
+
+    Args:
+        folders: where the work that begins now keeps what is finished. They remember who worked there, so that a
+            computation which went on after a stop names the commits, devices and JAX versions of all its sittings.
     """
     describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
         commit = subprocess.run(describe, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         commit = os.environ.get("RBF_JAX_COMMIT")
-    return {
-        "commit": commit,
-        "device": jax.devices()[0].device_kind,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "jax": jax.__version__,
-    }
+    now = {"commit": commit, "device": jax.devices()[0].device_kind, "jax": jax.__version__}
+    sittings = [now]
+    for path in (folder / "sittings.json" for folder in folders):
+        before = read_json(path, "Remove it") if path.exists() else []
+        if now not in before and jax.process_index() == 0:  # one of several processes says it
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps([*before, now], indent=1) + "\n")
+        sittings += [sitting for sitting in before if sitting != now]
+    facts = now if len(sittings) == 1 else {fact: joined(sitting[fact] for sitting in sittings) for fact in now}
+    return facts | {"cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}

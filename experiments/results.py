@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.catalogue import KINDS, ball
-from experiments.provenance import ROOT
+from experiments.provenance import ROOT, joined
 from experiments.recipes import RECIPES
 from rbf_jax import evaluate
 from rbf_jax.evaluate import Outcomes
@@ -162,7 +162,8 @@ def _worst(data_set: str, beta2: float, groups: list[list[Outcomes]], facts: dic
         shared = ("commit", "device", "cores", "jax", "profile", "seed", "weights", "model", "scored_on")
         of_group = {key: part[-1].facts[key] for key in shared if key in part[-1].facts}
         attacks = sorted({_titled(outcomes.facts, by_ball=not facts["norm"]) for outcomes in part})
-        more = {"source": of_group["model"], "attacks": attacks}
+        commits = joined(outcomes.facts["commit"] for outcomes in part)
+        more = {"source": of_group["model"], "attacks": attacks, "commit": commits}
         found.append(_row(data_set, beta2, of_group | facts | more, survived))
     return found
 

@@ -136,6 +136,7 @@ def job() -> None:
         order = np.argsort(-closest)
         chosen = np.sort(order[(clean if stage.alone else left)[order]][: stage.few])
         parts = Parts(directory / slug(name), {"attack": name})
+        origin = provenance(parts.directory)
         found = evaluate.run_attack(
             jax.random.key(number),
             stage.attack,
@@ -154,7 +155,7 @@ def job() -> None:
         alone = clean.copy()
         alone[chosen] = right
         robust = alone if stage.alone else left
-        facts = provenance() | {
+        facts = origin | {
             "stage": name,
             "seed": number,
             "epsilon": EPSILON,

@@ -95,9 +95,10 @@ def study(name: str, run: Run, examples: Data, filters: RBFFilters, models: Mode
         }
     )
     if not path.exists():
+        origin = provenance(folder)
         rows = STUDIES[name].measure(Inputs(run, folder, settings, examples.test, examples.validation, filters, chosen))
         seconds = round(sum(Parts(batches, {}).seconds() for batches in folder.glob("*")), 1)
-        facts = provenance() | determined | {"seconds": seconds}
+        facts = origin | determined | {"seconds": seconds}
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n")
         run.log({"stage": "study"} | facts)

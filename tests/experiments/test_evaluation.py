@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -12,7 +13,7 @@ from helpers import float64
 from jax.tree_util import Partial
 from scipy.special import softmax
 
-from experiments import evaluation
+from experiments import evaluation, provenance
 from experiments.catalogue import Cell, Kind
 from experiments.configs import mnist, quickstart
 from experiments.learn import Examples
@@ -186,6 +187,21 @@ def test_a_finished_cell_is_not_done_again(run, examples, models, monkeypatch):
     paths[1].unlink()
     evaluation.evaluate_cell(run, examples, cell("rcnn"), models)
     np.testing.assert_array_equal(load_outcomes(paths[1]).scoring, kept.scoring)
+
+
+def test_a_cell_that_was_stopped_names_the_commits_of_all_its_sittings(run, examples, models, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", run.directory)  # no checkout
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(run.directory.parent))
+    monkeypatch.setenv("RBF_JAX_COMMIT", "first")
+    with monkeypatch.context() as stopped:
+        stopped.setattr(evaluation.evaluate, "survival", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            evaluation.evaluate_cell(run, examples, cell(), models)
+    monkeypatch.setenv("RBF_JAX_COMMIT", "second")
+    (path,) = evaluation.evaluate_cell(run, examples, cell(), models)
+    assert load_outcomes(path).facts["commit"] == "first, second"
+    (path,) = evaluation.evaluate_cell(run, examples, cell(attack="clean"), models)
+    assert load_outcomes(path).facts["commit"] == "second"
 
 
 @pytest.mark.parametrize(

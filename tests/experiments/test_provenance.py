@@ -22,3 +22,16 @@ def test_a_checkout_knows_better(tmp_path, monkeypatch):
     monkeypatch.setenv("RBF_JAX_COMMIT", "abc1234")
     head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout
     assert head.startswith(str(provenance.provenance()["commit"]))
+
+
+def test_work_that_went_on_names_the_commits_of_all_sittings(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    crafted, scored = tmp_path / "crafted", tmp_path / "scored"
+    found, both = [], [crafted, scored]
+    for commit, folders in (("b2", [crafted]), ("a1", [crafted]), ("c3", both), ("c3", [scored]), ("b2", [])):
+        monkeypatch.setenv("RBF_JAX_COMMIT", commit)
+        found.append(provenance.provenance(*folders)["commit"])
+    assert found == ["b2", "a1, b2", "a1, b2, c3", "c3", "b2"]
+    # What did not change between the sittings is said once.
+    assert provenance.provenance(crafted)["device"] == provenance.provenance()["device"]

@@ -185,6 +185,8 @@ def test_the_worst_case_is_picked_on_other_redraws_than_it_is_scored_on():
     # Scored: example 0 on the first attack (0, 1), 1 on the second (0, 0), 2 on the first of equals (1, 1).
     assert worst["accuracy"] == pytest.approx(100 * 3 / 6)
     assert worst["paper"] is None
+    second.facts["commit"] = "abd, abc"
+    assert results.make_rows("mnist", [first, second])[-1]["commit"] == "abc, abd"
     assert "crafting seconds" not in worst
 
 
