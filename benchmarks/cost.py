@@ -33,7 +33,7 @@ class Machine(NamedTuple):
         peak: FLOP/s at JAX's default precision: TF32 without sparsity, bfloat16 on a TPU.
         bandwidth: of its memory, bytes/s.
         share: of the peak that is reached, low as the convolutions have few channels; of an H100 by the published runs,
-            where training reached 1 to 2 % beside other work on the card; of a TPU assumed.
+            where training reached 1 to 4 % beside other work on the card; of a TPU assumed.
         dollars: an hour; assumed, a list price of 2026.
     """
 

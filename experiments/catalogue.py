@@ -20,6 +20,9 @@ ATTACK_STEP = 2.4
 
 FORWARD = 1 / ATTACK_STEP
 
+GRADIENT_FREE = {"square", "spsa", "autoattack"}
+"""Attacks that do without gradients, or a part of which does."""
+
 
 class Kind(NamedTuple):
     """An attack as the configuration knows it.

@@ -57,13 +57,15 @@ _BLACK_BOX = (
     "leaves most of it, as with smoothed labels, it says little of other models."
 )
 _ON_TABLES = {
-    "I": _BLACK_BOX,
+    "I": f"{_BLACK_BOX} SPSA queries the model itself.",
     "V, l1": _BLACK_BOX,
     "V, l2": _BLACK_BOX,
-    "III": "The worst case is that of the most attacks under 'Worst cases'. It may lie above the lowest attack where "
-    "its N is smaller, as it is of fewer images, and for noisy models, as other redraws score it.",
-    "IV": "Beyond the budget the paper's Madry met PGD alone. Ours met few attacks there as well ('Every attack' says "
-    "which), so that what PGD leaves is not what is left: see 'Accuracy against epsilon'.",
+    "III": "The lowest of several attacks on other images is too low by chance where they are few. The worst case is "
+    "that of the most attacks under 'Worst cases', or of more images that fewer leave nothing of. It may lie above the "
+    "lowest attack where its N is smaller, as it is of fewer images, and for noisy models, as other redraws score it.",
+    "IV": "The lowest of several attacks on other images is too low by chance where they are few. Beyond the budget "
+    "the paper's Madry met PGD alone. Ours met few attacks there as well ('Every attack' says which), so that what PGD "
+    "leaves is not what is left: see 'Accuracy against epsilon'.",
     "VII": "AutoAttack's rand version and the adaptive suite are under 'Every attack'. A lower level that met fewer "
     "attacks looks more robust than it is.",
 }
@@ -75,9 +77,9 @@ _ON_TIMES = (
 )
 _ON_WORST = (
     "Per example, the worst of the attacks, on the images that met them all. Few attacks met many images, and all of "
-    "them few: each line of a budget goes on to fewer images and more attacks, and the last is what counts. "
-    "AutoAttack's own Square keeps to a schedule of 10,000 queries and stops at 5,000; alone, with a schedule of its "
-    "own, Square may leave less."
+    "them few: each line of a budget goes on to fewer images and more attacks, and the last is what counts; but where "
+    "an earlier one leaves nothing, no further attack could. AutoAttack's own Square keeps to a schedule of 10,000 "
+    "queries and stops at 5,000; alone, with a schedule of its own, Square may leave less."
 )
 _ON_SECONDS = (
     "What each attack took: crafting and, in all forms, scoring (a transferred attack's crafting is that on its "
@@ -141,13 +143,12 @@ _WHO = (
         ("cnn_plus", "rcnn_plus"),
         "CNN+ and rCNN+ were trained on noisy images too (Gaussian noise and a bank of PGD's).",
     ),
-    (("madry",), "Madry: adversarial training without the front end, with the attack steps said under 'The models'."),
+    (("madry",), "Madry: adversarial training without the front end (attack steps: 'The models' in `README.md`)."),
     (("rcnn_at",), "rCNN-AT: adversarial training through it."),
     (("rcnn_long",), "'Long' was trained for more epochs."),
-    (
-        ("threshold", "mean", "kmeans"),
-        "The controls (threshold, mean, codebook) have what they are called before the network, and no filters.",
-    ),
+    (("threshold",), "Threshold: before the network pixels become 0 or 1."),
+    (("mean",), "3x3 mean: before the network every pixel becomes the mean around it."),
+    (("kmeans",), "k-means codebook: an rCNN whose filters are of k-means instead of the EM."),
     (("cnn_hard", "rcnn_hard"), "'Hard labels': trained without label smoothing (0.1 elsewhere)."),
     (("gaussian_02", "gaussian_03"), "'Gaussian': trained on images with noise of that standard deviation."),
     (("rcnn_v2", "rcnn_paper"), "Presets are other readings of the sharpness beta1."),
@@ -160,6 +161,17 @@ def who(models: Iterable[str]) -> str:
     """Who is who among these models, for both pages."""
     present = {*models}
     return " ".join(said for names, said in _WHO if present.intersection(names))
+
+
+def trained_for(data_set: str, recipes: dict[str, dict[str, Any]]) -> str:
+    """How long the models were trained, beside the paper's."""
+    ours, paper = dict[int, list[str]](), []
+    for name in (name for name in RECIPES if name in recipes):
+        ours.setdefault(len(recipes[name]["history"]["loss"]), []).append(RECIPES[name].title)
+        if times := PAPER["table2_training_time"]["rows"].get(f"{data_set}/{name}"):
+            paper.append(f"{RECIPES[name].title} for {times[0]}")
+    trained = [f"{epochs} epochs: {'; '.join(ours[epochs])}." for epochs in sorted(ours, reverse=True)]
+    return " ".join(["Trained for", *trained, *([f"The paper trained {', '.join(paper)}."] if paper else [])])
 
 
 def note(config: dict[str, Any]) -> str:

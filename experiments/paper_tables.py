@@ -36,7 +36,7 @@ NAMES = {
     "transfer_cw": "CW (black box)",
     "transfer_ead": "EAD (black box)",
 }
-NOT_RUN = "not run in this profile"
+NOT_RUN = "not run"
 COMPARATORS = {
     "schott_abs": "Schott et al. 2019 (quoted)",
     "buckman_thermometer": "Buckman et al. 2018 (quoted)",
@@ -171,12 +171,17 @@ def training_time(data_set: str, recipes: dict[str, dict[str, Any]], log: dict[s
 
 
 def least(found: list[Row]) -> Row | None:
-    """The row of the lowest accuracy."""
-    return min(found, key=lambda row: row["accuracy"], default=None)
+    """The row of the lowest accuracy, of equals that of the most images."""
+    return min(found, key=lambda row: (row["accuracy"], -row["N"]), default=None)
 
 
 def fullest(found: list[Row]) -> Row | None:
-    """Of worst cases that of the most attacks: one of fewer attacks is not the worst, however many images it is of."""
+    """Of worst cases that of the most attacks: one of fewer attacks is not the worst, however many images it is of.
+
+    But where fewer leave nothing of more images, no further attack could.
+    """
+    if nothing := [row for row in found if not row["accuracy"]]:
+        return max(nothing, key=lambda row: row["N"])
     return max(found, key=lambda row: (len(row["attacks"]), row["N"]), default=None)
 
 

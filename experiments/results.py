@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.catalogue import KINDS, ball
+from experiments.catalogue import GRADIENT_FREE, KINDS, ball
 from experiments.provenance import ROOT, joined
 from experiments.recipes import RECIPES
 from rbf_jax import evaluate
@@ -194,12 +194,14 @@ class Gain(NamedTuple):
         low: lower end of its paired 95 % interval.
         high: upper end.
         images: on how many.
+        attacks: how many met both, or average over the noise of one.
     """
 
     points: float
     low: float
     high: float
     images: int
+    attacks: int
 
 
 def gain(
@@ -208,7 +210,9 @@ def gain(
     """How much more of one model than of the other is left in the worst case, on the images that met all attacks.
 
     The attacks are those that both met: one that met only the first would make the other look better. Those that need a
-    front end's noise have no counterpart, and count; where a noisy prediction met none, its gain is not known.
+    front end's noise have no counterpart, and count; where a noisy prediction met none, or both models none that does
+    without gradients, the gain is not known: it may be of hidden ones. Where fewer attacks leave nothing of more images
+    of both, no further attack could, and these images count.
 
     Args:
         ledger: outcomes of the cells.
@@ -231,16 +235,37 @@ def gain(
     averaged = [any(KINDS[outcomes.facts["attack"]].noisy for outcomes in group) for group in groups]
     if any(form != "static" and not known for (_, form), known in zip((one, other), averaged, strict=True)):
         return None
-    common = set.intersection(*({outcomes.facts["title"] for outcomes in group} for group in groups))
-    groups = [[o for o in group if o.facts["title"] in common or KINDS[o.facts["attack"]].noisy] for group in groups]
-    examples = _met_by_all(groups[0] + groups[1]) if common else np.array([])
-    if not len(examples):
+    found = [_pair(groups, size) for size in sorted({len(o.rows) for group in groups for o in group})]
+    if not found or found[0] is None or not GRADIENT_FREE & found[0].kinds:
         return None
-    a, b = (_left(group, examples).mean(0) for group in groups)
-    differences = [*map(float, a - b)]
+    nothing = [pair for pair in found if pair and not pair.one.any() and not pair.other.any()]
+    pair = nothing[-1] if nothing else found[0]
+    differences = [*map(float, pair.one - pair.other)]
     low, high = evaluate.paired_interval(differences)
     points = math.fsum(differences) / len(differences)
-    return Gain(in_percent(points), in_percent(low), in_percent(high), len(examples))
+    return Gain(in_percent(points), in_percent(low), in_percent(high), len(differences), pair.attacks)
+
+
+class _Pair(NamedTuple):
+    """The shares of redraws that the images of two models survive, and which and how many attacks they met."""
+
+    one: np.ndarray
+    other: np.ndarray
+    kinds: set[str]
+    attacks: int
+
+
+def _pair(groups: list[list[Outcomes]], size: int) -> _Pair | None:
+    """Two models under those attacks that met so many images at least, and met both models or know noise."""
+    large = [[outcomes for outcomes in group if len(outcomes.rows) >= size] for group in groups]
+    common = set.intersection(*({outcomes.facts["title"] for outcomes in group} for group in large))
+    part = [[o for o in group if o.facts["title"] in common or KINDS[o.facts["attack"]].noisy] for group in large]
+    examples = _met_by_all(part[0] + part[1]) if common else np.array([])
+    if not len(examples):
+        return None
+    one, other = (_left(group, examples).mean(0) for group in part)
+    kinds = {outcomes.facts["attack"] for outcomes in part[0] if outcomes.facts["title"] in common}
+    return _Pair(one, other, kinds, len({outcomes.facts["title"] for group in part for outcomes in group}))
 
 
 def _row(data_set: str, beta2: float, facts: dict[str, Any], survived: np.ndarray) -> dict[str, Any]:

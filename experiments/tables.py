@@ -86,7 +86,7 @@ def write_results(directory: Path, files: Sequence[Path] | None = None) -> Writt
     _write(directory / "README.md", pages.page(job, found, rows, figures))
     if data_set in results.PAPER["settings"]["linf_eps"]:
         said = verdict.commentary(directory)
-        _write(directory / "VERDICT.md", verdict.page(job, rows, outcomes, certificates, of_studies, said))
+        _write(directory / "VERDICT.md", verdict.page(job, recipes, rows, outcomes, certificates, of_studies, said))
     return Written(found, pages.note(job["config"]), pages.origin(job, rows))
 
 

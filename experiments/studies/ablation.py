@@ -94,10 +94,10 @@ def _column(row: Row) -> str:
 
 def _table(rows: list[Row]) -> Table:
     """A line for each front end; clean and attacked images are not equally many."""
-    lines: dict[str, dict[str, str]] = {}
+    lines, heading = dict[str, dict[str, str]](), f"front end of {RECIPES[rows[0]['model']].title}"
     for row in rows:
-        lines.setdefault(row["title"], {"front end": row["title"]})[_column(row)] = text(row)
-    return ["front end", *dict.fromkeys(map(_column, rows))], list(lines.values())
+        lines.setdefault(row["title"], {heading: row["title"]})[_column(row)] = text(row)
+    return [heading, *dict.fromkeys(map(_column, rows))], list(lines.values())
 
 
 STUDY = Study(

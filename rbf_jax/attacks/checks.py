@@ -14,7 +14,7 @@ from rbf_jax.attacks.gradients import exact
 from rbf_jax.attacks.losses import cross_entropy, margin
 from rbf_jax.attacks.pgd import pgd
 from rbf_jax.attacks.square import square
-from rbf_jax.checks import check_images, check_labels, check_positive, check_single_key
+from rbf_jax.checks import check_images, check_labels, check_norm, check_positive, check_single_key
 from rbf_jax.types import Array, Key, LogitsFn, Norm, as_it_is
 
 NOTICEABLE = 0.05
@@ -118,6 +118,7 @@ def masking_checks(
     check_single_key(key)
     check_images(images)
     check_labels(labels, len(images))
+    check_norm(norm)
     check_positive(epsilon, "epsilon")
     check_positive(large_epsilon, "large_epsilon")
     if crafted is not None:

@@ -13,7 +13,7 @@ import numpy as np
 from jax.tree_util import Partial
 from tqdm import tqdm
 
-from rbf_jax import parallel
+from rbf_jax import attacks, parallel
 from rbf_jax.attacks import Composed, Iterative
 from rbf_jax.attacks.driver import Problem
 from rbf_jax.checks import (
@@ -92,6 +92,20 @@ def _in_batches(
     return tuple(np.concatenate(arrays) for arrays in zip(*done, strict=True))
 
 
+def check_attack(attack: Attack, name: str) -> None:
+    """Raises ValueError unless it is an attack: what is not called, or makes attacks, is none."""
+    if not callable(attack) or any(attack is maker for maker in vars(attacks).values()):
+        raise ValueError(f"{name} must be an attack, as attacks.pgd(attacks.Linf, epsilon=0.3) is, got {attack}")
+
+
+def _misfit(error: Exception, shape: tuple[int, ...]) -> ValueError:
+    """What is said of a model that fails on images of a shape."""
+    return ValueError(
+        f"the model fails on keys {shape[:1]} and images {shape}: {error}. It is called as (key, images) -> logits, "
+        "with one key for each image; one that takes no key is wrapped: lambda key, images: model(images)"
+    )
+
+
 def _check(key: Key, logits_fn: LogitsFn, images: Array, **classes: Array | None) -> None:
     """What the compiled functions cannot look at: values, and classes that the model does not have."""
     check_single_key(key)
@@ -103,10 +117,7 @@ def _check(key: Key, logits_fn: LogitsFn, images: Array, **classes: Array | None
     try:
         logits = jax.eval_shape(lambda *arguments: logits_fn(*arguments), keys, first)
     except Exception as error:
-        raise ValueError(
-            f"the model fails on keys (1,) and images {first.shape}: {error}. It is called as (key, images) -> logits, "
-            "with one key for each image; one that takes no key is wrapped: lambda key, images: model(images)"
-        ) from error
+        raise _misfit(error, first.shape) from error
     for name, given in classes.items():
         if given is not None:
             check_logits(logits, 1)
@@ -144,7 +155,10 @@ def predict(
     _check(key, logits_fn, images)
 
     def apply(_: Any, rows: Array, batch: Array) -> tuple[Array]:
-        return _apply(logits_fn, key, rows, batch)
+        try:
+            return _apply(logits_fn, key, rows, batch)
+        except TypeError as error:  # so that it need not be traced before, as in `_check`
+            raise _misfit(error, batch.shape) from error
 
     return _in_batches(apply, None, (images,), batch_size, progress)[0]
 
@@ -209,6 +223,7 @@ def run_attack(
     Raises:
         ValueError: an argument out of range, or parts of another attack.
     """
+    check_attack(attack, "attack")
     logits_fn = as_it_is(logits_fn)
     _check(key, logits_fn, images, labels=labels, targets=targets)
     labels = np.asarray(labels, np.int32)

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from rbf_jax import attacks, parallel
+from rbf_jax import parallel
 from rbf_jax.attacks import Composed, Iterative
 from rbf_jax.attacks.checks import differ
 from rbf_jax.checks import check_images, check_labels, check_single_key
-from rbf_jax.evaluate.batched import indices, predict, run_attack, survival
+from rbf_jax.evaluate.batched import check_attack, indices, predict, run_attack, survival
 from rbf_jax.evaluate.ledger import Parts
 from rbf_jax.files import as_path
 from rbf_jax.types import Array, Attack, Key, LogitsFn, as_it_is
@@ -22,7 +22,7 @@ class SuiteResult(NamedTuple):
 
     Attributes:
         names: of the attacks; the first, ``"clean"``, is none.
-        norms: their norms' names, ``""`` for clean.
+        norms: their norms' names, ``""`` for clean and for functions of one's own.
         survived: ``(A, N)``, the share of the selection redraws on which the example stayed right under the attack;
             NaN where the attack was left out, as the example was broken before.
         attack: int ``(N,)``, the worst attack of each example: an index into the names, 0 where it was wrong from the
@@ -30,8 +30,8 @@ class SuiteResult(NamedTuple):
             one's share.
         restart: int ``(N,)``, which restart of it, or run towards one target, found the image.
         distance: ``(N,)``, of that image, in the attack's norm.
-        images: ``(N, H, W, C)``, that image; where no attack broke a deterministic model, that of the first one, for
-            looking on (a noisy form of the model may err on it).
+        images: ``(N, H, W, C)``, that image. Where no attack broke a deterministic model, image, restart and distance
+            are those of the first attack, for looking on (a noisy form of the model may err there).
         robust: bool ``(R, N)``, whether that image is classified rightly, on fresh redraws; R = 1 without noise.
         forwards: int ``(A, N)``, forward passes spent by each attack.
         backwards: int ``(A, N)``, backward passes.
@@ -51,7 +51,7 @@ class SuiteResult(NamedTuple):
 
 def run_suite(
     key: Key,
-    suite: Mapping[str, Iterative | Composed],
+    suite: Mapping[str, Attack],
     logits_fn: LogitsFn,
     images: Array,
     labels: Array,
@@ -160,10 +160,7 @@ def run_suite(
 
 def _norm_name(name: str, attack: Attack) -> str:
     """Of the attack's norm; empty for a function of one's own, which names none."""
-    if not callable(attack) or any(attack is maker for maker in vars(attacks).values()):
-        raise ValueError(
-            f"suite[{name!r}] must be an attack, as attacks.pgd(attacks.Linf, epsilon=0.3) is, got {attack}"
-        )
+    check_attack(attack, f"suite[{name!r}]")
     return attack.norm.name if isinstance(attack, Iterative | Composed) else ""
 
 

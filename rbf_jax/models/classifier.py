@@ -47,6 +47,9 @@ class Classifier(NamedTuple):
     apply: ApplyFn
 
 
+_REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
 def from_linen(module: nn.Module) -> Classifier:
     """A Linen module whose ``__call__(images)`` or ``__call__(images, *, train)`` returns logits, as a Classifier.
 
@@ -54,16 +57,15 @@ def from_linen(module: nn.Module) -> Classifier:
     ``apply`` raises ValueError without a key.
 
     Raises:
-        ValueError: the module is told by another name whether it trains.
+        ValueError: the module has other arguments, and no ``train``: it may be told by another name that it trains.
     """
-    names = inspect.signature(module.__call__).parameters
-    told = "train" in names
-    for name in ("training", "is_training", "deterministic"):
-        if name in names and not told:
-            raise ValueError(
-                f"{type(module).__name__}'s argument {name!r} must be called 'train' (True in training), or the module "
-                "would be trained as if it were not: wrap it in one whose __call__(images, *, train) passes that on"
-            )
+    named = [p.name for p in inspect.signature(module.__call__).parameters.values() if p.kind not in _REST]
+    told = "train" in named
+    if not told and len(named) > 1:
+        raise ValueError(
+            f"{type(module).__name__} must be called (images) or (images, *, train), got ({', '.join(named)}): wrap it "
+            "in a module that is, or it would be trained as if it were not"
+        )
 
     def call(train: bool) -> dict[str, Any]:
         return {"train": train} if told else {}

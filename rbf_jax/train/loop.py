@@ -170,7 +170,7 @@ def fit(
         smoothing: what `smoothed_labels` takes from the true class, in [0, 1 - 1 / classes]; 0 for hard labels.
         validation: images and labels whose accuracy, without attack, is taken after each epoch.
         checkpoints: folder of this training's checkpoints; None for none. Those of other images, settings, attack,
-            optimizer or network are refused (`identity.described`); of ``augment`` nothing is known.
+            optimizer or network are refused (`identity.described`); of ``augment`` and ``validation`` nothing is known.
         log: takes a record after each epoch: epoch, loss, accuracy, validation, seconds, images_per_second.
         progress: what the progress bar is called, or whether there is one.
 

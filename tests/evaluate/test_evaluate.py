@@ -45,6 +45,18 @@ def test_one_shape_is_traced_for_all_batches(model, images):
     assert TRACES == [(7, 4, 4, 1)]
 
 
+def test_a_model_that_takes_no_key_is_told_how_it_is_called(images):
+    with pytest.raises(
+        ValueError, match=r"fails on keys \(5,\) and images \(5, 4, 4, 1\): .*lambda key, images: model"
+    ):
+        evaluate.predict(jax.random.key(0), lambda images: images.mean((1, 2)), images, batch_size=5)
+
+
+def test_what_makes_attacks_is_no_attack(model, images):
+    with pytest.raises(ValueError, match=r"attack must be an attack, as attacks.pgd\(attacks.Linf, epsilon=0.3\) is"):
+        evaluate.run_attack(jax.random.key(0), attacks.pgd, model, images, np.zeros(11, np.int32))
+
+
 def test_attacks_do_not_depend_on_the_batches(model, images):
     labels = np.arange(11, dtype=np.int32) % 3
     attack = attacks.pgd(attacks.Linf, epsilon=0.1, steps=3)

@@ -93,6 +93,7 @@ def test_table_3_takes_the_lowest_attack_and_the_worst_case():
         [
             row("rcnn", "fgsm", 70.0),
             row("rcnn", "pgd", 30.0),
+            row("rcnn", "apgd", 30.0, n=50),
             row("rcnn", WORST, 25.0),
             row("rcnn", "cw", 5.0, norm="l2"),
         ]
@@ -221,9 +222,9 @@ def test_the_headline_sets_the_lowest_number_of_the_paper_against_the_worst_case
 
 def test_what_the_front_end_adds_is_counted_on_the_images_that_met_all():
     ledger = [
-        outcomes("pgd", [[1, 1, 0, 1]], scored_on="static"),
+        outcomes("square", [[1, 1, 0, 1]], scored_on="static"),
         outcomes("fgsm", [[1, 1]], rows=[0, 1], scored_on="static"),
-        outcomes("pgd", [[1, 0, 1, 1]], **CNN),
+        outcomes("square", [[1, 0, 1, 1]], **CNN),
         outcomes("clean", [[0, 0, 0, 0]], **CNN),
         *(
             outcomes("autoattack", survived, epsilon=epsilon, **of)
@@ -232,13 +233,13 @@ def test_what_the_front_end_adds_is_counted_on_the_images_that_met_all():
         ),
     ]
     plain = line(verdict.gains("mnist", ledger), "front end, clean training")
-    # FGSM met the rCNN alone. Of four images PGD takes one of each model: differences 0, 1, -1 and 0, half a point of
-    # each sign added, sum of squares 3 of 6: 1.96 sqrt(0.5 / 6) on either side.
+    # FGSM met the rCNN alone. Of four images Square takes one of each model: differences 0, 1, -1 and 0, half a point
+    # of each sign added, sum of squares 3 of 6: 1.96 sqrt(0.5 / 6) on either side.
     assert plain == {
         "what is added": "front end, clean training",
-        "linf 0.15": "+50.0 (-39.8 to +89.8), N=2",
-        "linf 0.3": "+0.0 (-56.6 to +56.6), N=4",
-        **{name: NOT_RUN for name in ("l2 2", "l1 15")},
+        "linf 0.15": "+50.0 (-39.8 to +89.8), N=2, 1 attack",
+        "linf 0.3": "+0.0 (-56.6 to +56.6), N=4, 1 attack",
+        **{name: "not known" for name in ("l2 2", "l1 15")},
     }
     # One of the rCNN's alone would be in the table with nothing to compare.
     assert [each["what is added"] for each in verdict.gains("mnist", ledger)[1]] == [
@@ -290,15 +291,21 @@ def test_the_verdict_counts_points_and_sorts_the_papers_numbers(job, tmp_path):
     worth = line(verdict.worth("mnist", found), "rCNN")
     assert worth["linf 0.3"] == "12.0 (11.0-13.0), N=100, 2 attacks"
     assert worth["all three"].startswith("8.0")
+    # But where fewer leave nothing of more images, no further attack could.
+    nothing = Rows([*rows, row("rcnn", WORST, 0.0, n=500, attacks=["A"]), row("rcnn", WORST, 0.0, n=50)])
+    assert line(verdict.worth("mnist", nothing), "rCNN")["linf 0.3"] == "0.0 (-1.0-1.0), N=500, 1 attack"
     numbers = verdict.held("mnist", found)
     near, far, unclear = (numbers[kind][1] for kind in ("near", "far", "unclear"))
     assert [each["attack"] for each in unclear] == ["BPDA_EOT", "DAA", "CW", "MI_FGSM"]
     assert [each["attack"] for each in near] == ["FGSM"]
     assert [(each["attack"], each["difference"]) for each in far] == [("PGD", "-58.3")]
-    assert verdict.page(job, rows, [], [], [], None).endswith("\n\nMade by `make tables` from the ledgers.\n")
+    recipes = {"rcnn": {"history": {"loss": [1.0] * 8}}, "cnn": {"history": {"loss": [1.0] * 8}}}
+    recipes["rcnn_plus"] = {"history": {"loss": [1.0] * 3}}
+    assert verdict.page(job, recipes, rows, [], [], [], None).endswith("\n\nMade by `make tables` from the ledgers.\n")
     written = tmp_path / "mnist.md"
     written.write_text("It is broken.\n")
-    title, _, origin, said, heading = verdict.page(job, rows, [], [], [], written).split("\n\n")[:5]
+    title, _, trained, origin, said, heading = verdict.page(job, recipes, rows, [], [], [], written).split("\n\n")[:6]
+    assert trained == "Trained for 8 epochs: CNN; rCNN. 3 epochs: rCNN+. The paper trained rCNN for 100, rCNN+ for 100."
     assert (title, said) == ("# RBF-CNN on MNIST: the verdict", "It is broken.")
     assert origin.startswith("Profile cpu, seed 0, commit ")
     assert heading.startswith("## What is left")
@@ -315,9 +322,10 @@ def test_table_4_and_the_certificates_are_among_the_papers_numbers():
     ]
     certified = {"accuracy": 90.0, "wilson95": [88.0, 93.0], "N": 100, "paper": 92.7, "difference": -2.7}
     certified["radius"] = 0.5
+    few = certified | {"accuracy": 100.0, "wilson95": [34.2, 100.0], "N": 2, "paper": 8.1, "difference": 91.9}
     above = {"radius": 1.0, "accuracy": None, "wilson95": None, "paper": 0.0, "difference": None}
     absent = certified | {"radius": 0.0, "paper": None, "difference": None}
-    record = {"model": "cnn", "form": "static", "sigma": 0.2, "certified": [absent, certified, above]}
+    record = {"model": "cnn", "form": "static", "sigma": 0.2, "certified": [absent, certified, few, above]}
     numbers = verdict.held("mnist", Rows(rows), [record])
     near, far = numbers["near"][1], numbers["far"][1]
     assert [tuple(each.values()) for each in near] == [

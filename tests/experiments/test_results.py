@@ -92,7 +92,7 @@ def test_the_papers_number(cell, number):
 
 TITLES = {
     **{"fgsm": "FGSM", "pgd": "PGD-9", "clean": "clean"},
-    **{"bpda_eot": "BPDA+EoT", "ead": "EAD", "autoattack": "AutoAttack"},
+    **{"bpda_eot": "BPDA+EoT", "ead": "EAD", "autoattack": "AutoAttack", "square": "Square", "spsa": "SPSA"},
 }
 
 
@@ -345,42 +345,68 @@ def test_a_gain_is_of_all_attacks_on_the_images_that_met_them_all():
     noisy = {"selection": [[1, 1, 1]], "rows": [2, 4, 7], "scored_on": "static"}
     ledger = [
         outcomes("pgd", [[0, 1, 1], [0, 1, 0]], **noisy),
-        outcomes("fgsm", [[0, 0, 1], [0, 0, 1]], **noisy | {"selection": [[1, 0, 1]]}),
+        outcomes("square", [[0, 0, 1], [0, 0, 1]], **noisy | {"selection": [[1, 0, 1]]}),
         outcomes("pgd", [[0, 0, 0]], **noisy, role="cell"),  # no part of worst cases
         outcomes("pgd", [[0, 0, 0]], **noisy, **L2),
         outcomes("pgd", [[1, 0, 0, 1]], rows=[3, 4, 5, 7], **CNN),
-        outcomes("fgsm", [[1, 0, 1]], rows=[4, 7, 8], **CNN),
+        outcomes("square", [[1, 0, 1]], rows=[4, 7, 8], **CNN),
     ]
     rcnn, cnn, linf = ("rcnn", "static"), ("cnn", "static"), ("linf", 0.3)
-    # The rCNN: image 4 falls to FGSM in both redraws; 7 stands, by FGSM (both attacks leave it, FGSM is the stronger
-    # one on the selection). The CNN: 4 falls to PGD, 7 to FGSM.
+    # The rCNN: image 4 falls to Square in both redraws; 7 stands, by Square (both attacks leave it, Square is the
+    # stronger one on the selection). The CNN: 4 falls to PGD, 7 to Square.
     found, back = results.gain(ledger, rcnn, cnn, *linf), results.gain(ledger, cnn, rcnn, *linf)
     # Differences 0 and 1, and one of either sign halved: mean 1 / 4, mean square 2 / 4.
     half = 1.959964 * math.sqrt((2 / 4 - 1 / 16) / 4)
     ends = (pytest.approx(100 * (1 / 4 + side * half), abs=0.01) for side in (-1, 1))
     assert found is not None
-    assert found == (50.0, *ends, 2)
-    assert back == (-50.0, -found.high, -found.low, 2)
+    assert found == (50.0, *ends, 2, 2)
+    assert back == (-50.0, -found.high, -found.low, 2, 2)
     assert results.gain(ledger, rcnn, cnn, "l2", 2.0) is None
     # What only one of them met says nothing of the other.
     assert results.gain([*ledger, outcomes("ead", [[0, 0, 0]] * 2, **noisy)], rcnn, cnn, *linf) == found
-    strangers = [outcomes("pgd", [[1]], scored_on="static"), outcomes("fgsm", [[1]], **CNN)]
+    strangers = [outcomes("square", [[1]], scored_on="static"), outcomes("spsa", [[1]], **CNN)]
     assert results.gain(strangers, rcnn, cnn, *linf) is None
-    apart = [outcomes("pgd", [[1]], rows=[0], scored_on="static"), outcomes("pgd", [[1]], rows=[1], **CNN)]
+    apart = [outcomes("square", [[1]], rows=[0], scored_on="static"), outcomes("square", [[1]], rows=[1], **CNN)]
     assert results.gain(apart, rcnn, cnn, *linf) is None
+
+
+def test_a_gain_under_gradients_alone_is_not_known():
+    """What such attacks leave of one model and not of the other may be hidden gradients."""
+    rcnn, cnn, linf = {"scored_on": "static"}, CNN, ("linf", 0.3)
+    ledger = [outcomes("pgd", [[1, 1]], **rcnn), outcomes("pgd", [[0, 0]], **cnn)]
+    both = ("rcnn", "static"), ("cnn", "static")
+    assert results.gain(ledger, *both, *linf) is None
+    ledger.append(outcomes("autoattack", [[0, 0]], **rcnn))
+    assert results.gain(ledger, *both, *linf) is None
+    ledger.append(outcomes("autoattack", [[0, 0]], **cnn))
+    found = results.gain(ledger, *both, *linf)
+    assert found is not None
+    assert (found.points, found.attacks) == (0.0, 2)
+
+
+@pytest.mark.parametrize(("third", "images", "attacks"), [(0, 8, 1), (1, 2, 2)])
+def test_where_fewer_attacks_leave_nothing_their_images_count(third, images, attacks):
+    ledger = [
+        outcomes("pgd", [[0, 0, third, 0, 0, 0, 0, 0]], scored_on="static"),
+        outcomes("pgd", [[0] * 8], **CNN),
+        *(outcomes("square", [[0, 0]], rows=[0, 7], **of) for of in ({"scored_on": "static"}, CNN)),
+    ]
+    found = results.gain(ledger, ("rcnn", "static"), ("cnn", "static"), "linf", 0.3)
+    assert found is not None
+    assert (found.points, found.images, found.attacks) == (0.0, images, attacks)
 
 
 def test_what_noise_gains_is_known_once_an_attack_averages_over_it():
     rcnn, noise, linf = ("rcnn", "static"), ("rcnn", "predict"), ("linf", 0.3)
     ledger = [
-        outcomes("pgd", [[0, 1, 0, 0]], scored_on="static"),
-        outcomes("pgd", [[1, 1, 1, 0]], selection=[[1, 1, 1, 0]]),
+        outcomes("square", [[0, 1, 0, 0]], scored_on="static"),
+        outcomes("square", [[1, 1, 1, 0]], selection=[[1, 1, 1, 0]]),
     ]
     assert results.gain(ledger, noise, rcnn, *linf) is None
     ledger.append(outcomes("bpda_eot", [[0, 1, 1, 0]], selection=[[0, 1, 1, 0]]))
     found = results.gain(ledger, noise, rcnn, *linf)
     assert found is not None
-    assert (found.points, found.images) == (25.0, 4)
+    assert (found.points, found.images, found.attacks) == (25.0, 4, 2)
 
 
 def test_what_is_committed_and_what_is_made_keep_to_the_schema(tmp_path):

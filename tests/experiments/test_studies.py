@@ -366,9 +366,9 @@ def test_ablation_against_numpy(tmp_path, monkeypatch, rng):
     ]
     assert [size["batch_size"] for size in sizes] == [8, 4]
     headings, lines = studies.table("ablation", record)
-    assert headings == ["front end", "clean", "PGD-3, linf 0.05"]
+    assert headings == ["front end of rCNN", "clean", "PGD-3, linf 0.05"]
     assert [lines[0][heading].rpartition("N=")[2] for heading in headings[1:]] == ["23", "21"]
-    assert [line["front end"] for line in lines[:2]] == [
+    assert [line["front end of rCNN"] for line in lines[:2]] == [
         "beta1 8, no noise",
         "beta1 8, beta2 6 (variance), m 1",
     ]

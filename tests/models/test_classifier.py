@@ -101,12 +101,19 @@ def test_linen_that_knows_of_no_training(images):
         assert state == {}
 
 
-@pytest.mark.parametrize("name", ["training", "is_training", "deterministic"])
+@pytest.mark.parametrize("name", ["training", "is_train", "deterministic", "use_running_average"])
 def test_linen_that_is_told_of_training_by_another_name_is_refused(name):
     source = f"lambda self, x, {name}=False: x"
     module = type("Other", (nn.Module,), {"__call__": eval(source)})()
-    with pytest.raises(ValueError, match=f"Other's argument '{name}' must be called 'train'"):
+    with pytest.raises(ValueError, match=rf"Other must be called \(images\) or .*, got \(x, {name}\)"):
         from_linen(module)
+
+
+def test_linen_that_hands_everything_on_is_taken(images):
+    module = nn.Sequential([lambda x: x.reshape(len(x), -1), nn.Dense(4)])
+    classifier = from_linen(module)
+    variables = classifier.init(jax.random.key(0), SHAPE)
+    np.testing.assert_array_equal(classifier.apply(variables, images)[0], module.apply(variables, images))
 
 
 def test_training_without_a_key_is_refused(images, module):
