@@ -253,8 +253,9 @@ def test_checks_refuse_images_from_without_the_ball():
     for crafted, message in ((jnp.clip(images + 0.2, 0, 1), r"within epsilon .* up to 0\.2$"), (images[:2], "shape")):
         with pytest.raises(ValueError, match=message):
             masking_checks(model, images, labels, steps=1, queries=5, crafted=crafted)
+    norm: Any = "linf"
     with pytest.raises(ValueError, match=r"norm must be attacks.Linf, .* got 'linf'"):
-        attacks.masking_checks(KEY, model, images, labels, norm="linf", epsilon=0.1, large_epsilon=0.5, crafted=images)
+        attacks.masking_checks(KEY, model, images, labels, norm=norm, epsilon=0.1, large_epsilon=0.5, crafted=images)
 
 
 @pytest.mark.parametrize("flat", [1, 2])
