@@ -51,7 +51,9 @@ def test_a_model_that_takes_no_key_is_told_how_it_is_called(images):
         return images.mean((1, 2))
 
     keyless: Any = means
-    with pytest.raises(ValueError, match=r"fails on keys \(5,\) and images \(5, 4, 4, 1\): .*lambda key, images: model"):
+    with pytest.raises(
+        ValueError, match=r"fails on keys \(5,\) and images \(5, 4, 4, 1\): .*lambda key, images: model"
+    ):
         evaluate.predict(jax.random.key(0), keyless, images, batch_size=5)
 
 
