@@ -6,6 +6,7 @@ import pytest
 from experiments import cost, evaluation
 from experiments.catalogue import ATTACK_STEP, cells
 from experiments.configs import mnist
+from experiments.cost import STEP
 from experiments.learn import Data, Examples
 from experiments.rundir import Run
 
@@ -13,16 +14,16 @@ from experiments.rundir import Run
 @pytest.mark.parametrize(
     ("name", "flips", "epochs_seconds", "once"),
     [
-        # By hand, for a forward pass of 1 s and a reconstruction of 10 s: 40 images of 3.5 s a step, 5 that validate;
+        # By hand, for a forward pass of 1 s and a reconstruction of 10 s: 40 images of STEP s a step, 5 that validate;
         # a quarter more where 12 Gaussian and 12 adversarial noises join a batch of 96.
-        ("cnn", False, 40 * 3.5 + 5, 0),
-        ("rcnn", False, 40 * 3.5 + 5, 0),
-        ("rcnn", True, 40 * (3.5 + 10) + 5, 0),
-        ("cnn_plus", False, 40 * 3.5 * 1.25 + 5, 8 * 3 * ATTACK_STEP),
-        ("rcnn_plus", False, 40 * (3.5 * 1.25 + 10 * 0.25) + 5, 8 * 3 * 11 * ATTACK_STEP),
-        ("rcnn_plus", True, 40 * (3.5 * 1.25 + 10 * 1.25) + 5, 8 * 3 * 11 * ATTACK_STEP),
-        ("madry", True, 40 * (3.5 + 7 * ATTACK_STEP) + 5, 0),
-        ("rcnn_at", True, 40 * (3.5 + 7 * 11 * ATTACK_STEP) + 5, 0),
+        ("cnn", False, 40 * STEP + 5, 0),
+        ("rcnn", False, 40 * STEP + 5, 0),
+        ("rcnn", True, 40 * (STEP + 10) + 5, 0),
+        ("cnn_plus", False, 40 * STEP * 1.25 + 5, 8 * 3 * ATTACK_STEP),
+        ("rcnn_plus", False, 40 * (STEP * 1.25 + 10 * 0.25) + 5, 8 * 3 * 11 * ATTACK_STEP),
+        ("rcnn_plus", True, 40 * (STEP * 1.25 + 10 * 1.25) + 5, 8 * 3 * 11 * ATTACK_STEP),
+        ("madry", True, 40 * (STEP + 7 * ATTACK_STEP) + 5, 0),
+        ("rcnn_at", True, 40 * (STEP + 7 * 11 * ATTACK_STEP) + 5, 0),
     ],
 )
 def test_what_a_training_takes(tmp_path, name, flips, epochs_seconds, once):
