@@ -124,7 +124,7 @@ def get_config(profile: str | None = None) -> Any:
             "attack": {
                 "plan": PLAN,
                 "examples": {
-                    "default": 200,
+                    "default": 1_000,
                     "clean": 1_000,
                     "cw linf": 100,
                     "cw": 10,
@@ -132,7 +132,7 @@ def get_config(profile: str | None = None) -> Any:
                     "ead": 10,
                     "ead<": 20,
                     "daa": 20,
-                    "apgd": 50,
+                    "apgd": 100,
                     "square linf": 20,
                     "square": 10,
                     "spsa": 20,
