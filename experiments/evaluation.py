@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.catalogue import KINDS, NORMS, Cell, ball
 from experiments.learn import Examples
-from experiments.provenance import provenance
+from experiments.provenance import FINISHED, provenance
 from experiments.rundir import Config, Run
 from rbf_jax import evaluate
 from rbf_jax.evaluate import Outcomes, Parts
@@ -156,7 +156,10 @@ def evaluate_cell(run: Run, examples: Examples, cell: Cell, models: Models) -> l
         determined = json.loads(json.dumps(determined))
         if not path.exists():
             origin = provenance(scored_in(run, path), *([crafted_in(run, cell)] if cell.norm else []))
-            images = craft(run, examples, cell, models) if images is None else images
+            if images is None:
+                images = craft(run, examples, cell, models)
+                if cell.norm:  # whoever reads them later computed nothing of them
+                    (crafted_in(run, cell) / FINISHED).touch()
             outcomes = _outcomes(run, examples, cell, scoring, images, logits_fn, origin | determined)
             evaluate.save_outcomes(path, outcomes)
         way_out = f"Remove {path}, {crafted_in(run, cell)} and {scored_in(run, path)} to evaluate anew"

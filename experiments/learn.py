@@ -172,8 +172,8 @@ def _made_of(run: Run, filters: RBFFilters | None, name: str) -> dict[str, Any]:
 
 
 def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> tuple[Variables, dict[str, Any]]:
-    config, recipe, checkpoints = run.config, RECIPES[name], run.directory / "checkpoints" / name
-    origin = provenance(checkpoints)
+    # Not beside the checkpoints, as that folder tells all processes together whether there are some.
+    config, recipe, origin = run.config, RECIPES[name], provenance(run.directory / "sittings" / name)
     images, labels = jnp.asarray(examples.train.images), jnp.asarray(examples.train.labels)
     network, inputs, validation, attack, epsilon = classifier(config), images, examples.validation.images, None, None
     front = front_end(recipe, config.preset, filters, testing=recipe.adversarial)
@@ -229,7 +229,7 @@ def _train(run: Run, examples: Data, filters: RBFFilters | None, name: str) -> t
         epsilon=epsilon,
         smoothing=recipe.smoothing,
         validation=(validation, examples.validation.labels),
-        checkpoints=checkpoints,
+        checkpoints=run.directory / "checkpoints" / name,
         log=lambda record: run.log({"stage": "train", "model": name} | record),
         progress=f"training {name}",
     )

@@ -9,7 +9,7 @@ from experiments.paper_tables import Row, Rows, Table, text
 from experiments.provenance import joined
 from experiments.recipes import RECIPES
 from experiments.report import format_table
-from experiments.results import BETA2, PAPER, WORST, column_title
+from experiments.results import BETA2, PAPER, UNION, WORST, column_title
 from rbf_jax import PRESETS
 
 _IN_PAPER = PAPER["settings"]["linf_eps"]
@@ -200,8 +200,8 @@ def note(config: dict[str, Any]) -> str:
 def origin(job: dict[str, Any], rows: list[Row]) -> str:
     """Where the numbers come from."""
     config = job["config"]
-    commits = joined(row["commit"] for row in rows)
-    places = "; ".join(sorted({f"{row['device']}, {row['cores']} cores, jax {row['jax']}" for row in rows}))
+    commits, met = joined(row["commit"] for row in rows), [row for row in rows if row["attack"] not in (WORST, UNION)]
+    places = "; ".join(sorted({f"{row['device']}, {row['cores']} cores, jax {row['jax']}" for row in met}))
     made = ("source", "attack", "norm", "epsilon", "crafted_on", "examples", "leaving")
     attacked = {tuple(row.get(key) for key in made): row for row in rows}
     seconds = sum(row.get("crafting seconds", 0) for row in attacked.values())

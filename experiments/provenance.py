@@ -22,9 +22,13 @@ def published_as(config: Any) -> str:
     return config["set"] if config["profile"] == "gpu" else f"{config['set']}-{config['profile']}"
 
 
-def joined(said: Iterable[Any]) -> str:
+FINISHED = "finished"
+"""The file that says of a folder that nothing more is computed there."""
+
+
+def joined(said: Iterable[Any]) -> str | None:
     """What records say of one fact, each once; a record of several sittings has commas between what they say."""
-    return ", ".join(sorted({one for value in said for one in str(value).split(", ")}))
+    return ", ".join(sorted({one for value in said if value is not None for one in str(value).split(", ")})) or None
 
 
 def provenance(*folders: Path) -> dict[str, str | int | None]:
@@ -33,8 +37,9 @@ def provenance(*folders: Path) -> dict[str, str | int | None]:
     A copy without git, as in a container, is told its commit by ``RBF_JAX_COMMIT``.
 
     Args:
-        folders: where the work that begins now keeps what is finished. They remember who worked there, so that a
-            computation which went on after a stop names the commits, devices and JAX versions of all its sittings.
+        folders: where the work that begins now keeps its batches. They remember who worked there, so that a computation
+            which went on after a stop names the commits, devices and JAX versions of all its sittings; one with the
+            file `FINISHED` is only read.
     """
     describe = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
@@ -45,7 +50,8 @@ def provenance(*folders: Path) -> dict[str, str | int | None]:
     sittings = [now]
     for path in (folder / "sittings.json" for folder in folders):
         before = read_json(path, "Remove it") if path.exists() else []
-        if now not in before and jax.process_index() == 0:  # one of several processes says it
+        done = now in before or (path.parent / FINISHED).exists()
+        if not done and jax.process_index() == 0:  # one of several processes says it
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps([*before, now], indent=1) + "\n")
         sittings += [sitting for sitting in before if sitting != now]

@@ -4,13 +4,12 @@ import collections
 import functools
 import itertools
 import json
-import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from experiments.catalogue import GRADIENT_FREE, KINDS, ball
+from experiments.catalogue import KINDS, ball
 from experiments.provenance import ROOT, joined
 from experiments.recipes import RECIPES
 from rbf_jax import evaluate
@@ -155,15 +154,15 @@ def _worst(data_set: str, beta2: float, groups: list[list[Outcomes]], facts: dic
     most = min((max(sizes, default=0) for sizes in own), default=0)
     for size in sorted({len(o.rows) for o in group if 0 < len(o.rows) <= most}, reverse=True):
         part = [outcomes for outcomes in group if len(outcomes.rows) >= size]
-        common = _met_by_all(part)
+        common = met_by_all(part)
         if len(part) < 2 or not len(common):
             continue
-        survived = _left(part, common)
+        survived = survivors(part, common)
         shared = ("commit", "device", "cores", "jax", "profile", "seed", "weights", "model", "scored_on")
         of_group = {key: part[-1].facts[key] for key in shared if key in part[-1].facts}
         attacks = sorted({_titled(outcomes.facts, by_ball=not facts["norm"]) for outcomes in part})
-        commits = joined(outcomes.facts["commit"] for outcomes in part)
-        more = {"source": of_group["model"], "attacks": attacks, "commit": commits}
+        more = {"source": of_group["model"], "attacks": attacks}
+        more |= {fact: joined(o.facts[fact] for o in part) for fact in ("commit", "device", "jax")}
         found.append(_row(data_set, beta2, of_group | facts | more, survived))
     return found
 
@@ -173,99 +172,17 @@ def _titled(facts: dict[str, Any], *, by_ball: bool) -> str:
     return f"{ball(facts['norm'], facts['epsilon'])}: {facts['title']}" if by_ball else facts["title"]
 
 
-def _met_by_all(group: Iterable[Outcomes]) -> np.ndarray:
+def met_by_all(group: Iterable[Outcomes]) -> np.ndarray:
     """Indices of the examples that all attacks met."""
     return functools.reduce(np.intersect1d, (outcomes.rows for outcomes in group))
 
 
-def _left(group: list[Outcomes], examples: np.ndarray) -> np.ndarray:
+def survivors(group: list[Outcomes], examples: np.ndarray) -> np.ndarray:
     """Who of these examples survives the worst of the attacks, bool ``(R, N)``."""
     seen = [np.searchsorted(outcomes.rows, examples) for outcomes in group]
     scoring = np.stack([o.scoring[:, at] for o, at in zip(group, seen, strict=True)])
     selection = np.stack([o.selection[:, at] for o, at in zip(group, seen, strict=True)])
     return evaluate.worst_case(selection, scoring)
-
-
-class Gain(NamedTuple):
-    """Accuracy of one model minus that of another, in points of percent.
-
-    Attributes:
-        points: the difference.
-        low: lower end of its paired 95 % interval.
-        high: upper end.
-        images: on how many.
-        attacks: how many met both, or average over the noise of one.
-    """
-
-    points: float
-    low: float
-    high: float
-    images: int
-    attacks: int
-
-
-def gain(
-    ledger: Iterable[Outcomes], one: tuple[str, str], other: tuple[str, str], norm: str, epsilon: float
-) -> Gain | None:
-    """How much more of one model than of the other is left in the worst case, on the images that met all attacks.
-
-    The attacks are those that both met: one that met only the first would make the other look better. Those that need a
-    front end's noise have no counterpart, and count; where a noisy prediction met none, or both models none that does
-    without gradients, the gain is not known: it may be of hidden ones. Where fewer attacks leave nothing of more images
-    of both, no further attack could, and these images count.
-
-    Args:
-        ledger: outcomes of the cells.
-        one: model and form.
-        other: the same.
-        norm: of the budget.
-        epsilon: likewise.
-
-    Returns:
-        The gain; None where it is not known, or no image met all attacks.
-    """
-    budget = (norm, epsilon)
-    groups: list[list[Outcomes]] = [[], []]
-    for outcomes in ledger:
-        facts = outcomes.facts
-        for group, model in zip(groups, (one, other), strict=True):
-            known = ((facts["model"], facts["scored_on"]), (facts["norm"], facts["epsilon"])) == (model, budget)
-            if known and facts["role"] != "cell":
-                group.append(outcomes)
-    averaged = [any(KINDS[outcomes.facts["attack"]].noisy for outcomes in group) for group in groups]
-    if any(form != "static" and not known for (_, form), known in zip((one, other), averaged, strict=True)):
-        return None
-    found = [_pair(groups, size) for size in sorted({len(o.rows) for group in groups for o in group})]
-    if not found or found[0] is None or not GRADIENT_FREE & found[0].kinds:
-        return None
-    nothing = [pair for pair in found if pair and not pair.one.any() and not pair.other.any()]
-    pair = nothing[-1] if nothing else found[0]
-    differences = [*map(float, pair.one - pair.other)]
-    low, high = evaluate.paired_interval(differences)
-    points = math.fsum(differences) / len(differences)
-    return Gain(in_percent(points), in_percent(low), in_percent(high), len(differences), pair.attacks)
-
-
-class _Pair(NamedTuple):
-    """The shares of redraws that the images of two models survive, and which and how many attacks they met."""
-
-    one: np.ndarray
-    other: np.ndarray
-    kinds: set[str]
-    attacks: int
-
-
-def _pair(groups: list[list[Outcomes]], size: int) -> _Pair | None:
-    """Two models under those attacks that met so many images at least, and met both models or know noise."""
-    large = [[outcomes for outcomes in group if len(outcomes.rows) >= size] for group in groups]
-    common = set.intersection(*({outcomes.facts["title"] for outcomes in group} for group in large))
-    part = [[o for o in group if o.facts["title"] in common or KINDS[o.facts["attack"]].noisy] for group in large]
-    examples = _met_by_all(part[0] + part[1]) if common else np.array([])
-    if not len(examples):
-        return None
-    one, other = (_left(group, examples).mean(0) for group in part)
-    kinds = {outcomes.facts["attack"] for outcomes in part[0] if outcomes.facts["title"] in common}
-    return _Pair(one, other, kinds, len({outcomes.facts["title"] for group in part for outcomes in group}))
 
 
 def _row(data_set: str, beta2: float, facts: dict[str, Any], survived: np.ndarray) -> dict[str, Any]:

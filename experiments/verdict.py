@@ -6,6 +6,7 @@ from typing import Any
 
 from experiments.catalogue import ball
 from experiments.certification import title as certified_title
+from experiments.gains import Gain, gain
 from experiments.pages import Section, origin, trained_for, who
 from experiments.paper_tables import (
     COMPARED,
@@ -23,7 +24,7 @@ from experiments.paper_tables import (
 from experiments.provenance import ROOT
 from experiments.recipes import RECIPES
 from experiments.report import format_table
-from experiments.results import BETA2, Gain, column_title, gain, strongest, union_title
+from experiments.results import BETA2, column_title, strongest, union_title
 from rbf_jax.evaluate import Outcomes
 
 HOLDS = 5.0

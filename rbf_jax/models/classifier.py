@@ -53,8 +53,8 @@ _REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 def from_linen(module: nn.Module) -> Classifier:
     """A Linen module whose ``__call__(images)`` or ``__call__(images, *, train)`` returns logits, as a Classifier.
 
-    One without ``train`` behaves in training as it does otherwise: fine without dropout and batch norm. In training
-    ``apply`` raises ValueError without a key.
+    One without ``train``, such as a Sequential, which hands on none to its layers, behaves in training as it does
+    otherwise: fine without dropout and batch norm. In training ``apply`` raises ValueError without a key.
 
     Raises:
         ValueError: the module has other arguments, and no ``train``: it may be told by another name that it trains.
@@ -64,7 +64,7 @@ def from_linen(module: nn.Module) -> Classifier:
     if not told and len(named) > 1:
         raise ValueError(
             f"{type(module).__name__} must be called (images) or (images, *, train), got ({', '.join(named)}): wrap it "
-            "in a module that is, or it would be trained as if it were not"
+            "in a module that is, or it might be trained as if it were not"
         )
 
     def call(train: bool) -> dict[str, Any]:

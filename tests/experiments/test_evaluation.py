@@ -1,6 +1,7 @@
 """Cells crafted and scored: on which examples, on which redraws, on whose images, and once."""
 
 import json
+import shutil
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -200,8 +201,17 @@ def test_a_cell_that_was_stopped_names_the_commits_of_all_its_sittings(run, exam
     monkeypatch.setenv("RBF_JAX_COMMIT", "second")
     (path,) = evaluation.evaluate_cell(run, examples, cell(), models)
     assert load_outcomes(path).facts["commit"] == "first, second"
+    # Who scores images that are there computed nothing of them, and leaves no trace for the next one.
+    commits = {}
+    for name in ("third", "fourth"):
+        monkeypatch.setenv("RBF_JAX_COMMIT", name)
+        path.unlink()
+        shutil.rmtree(evaluation.scored_in(run, path))
+        evaluation.evaluate_cell(run, examples, cell(), models)
+        commits[name] = load_outcomes(path).facts["commit"]
+    assert commits == {"third": "first, third", "fourth": "first, fourth"}
     (path,) = evaluation.evaluate_cell(run, examples, cell(attack="clean"), models)
-    assert load_outcomes(path).facts["commit"] == "second"
+    assert load_outcomes(path).facts["commit"] == "fourth"
 
 
 @pytest.mark.parametrize(

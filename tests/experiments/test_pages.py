@@ -92,8 +92,8 @@ def test_table_3_takes_the_lowest_attack_and_the_worst_case():
     rows = Rows(
         [
             row("rcnn", "fgsm", 70.0),
-            row("rcnn", "pgd", 30.0),
             row("rcnn", "apgd", 30.0, n=50),
+            row("rcnn", "pgd", 30.0),
             row("rcnn", WORST, 25.0),
             row("rcnn", "cw", 5.0, norm="l2"),
         ]

@@ -9,7 +9,7 @@ import jsonschema
 import numpy as np
 import pytest
 
-from experiments import paper_tables, results, tables
+from experiments import gains, paper_tables, results, tables
 from experiments.configs import mnist
 from experiments.provenance import ROOT
 from rbf_jax.evaluate import Outcomes, save_outcomes, wilson_interval
@@ -185,8 +185,9 @@ def test_the_worst_case_is_picked_on_other_redraws_than_it_is_scored_on():
     # Scored: example 0 on the first attack (0, 1), 1 on the second (0, 0), 2 on the first of equals (1, 1).
     assert worst["accuracy"] == pytest.approx(100 * 3 / 6)
     assert worst["paper"] is None
-    second.facts["commit"] = "abd, abc"
-    assert results.make_rows("mnist", [first, second])[-1]["commit"] == "abc, abd"
+    second.facts.update(commit="abd, abc", device="gpu", jax="1")
+    worst = results.make_rows("mnist", [first, second])[-1]
+    assert (worst["commit"], worst["device"], worst["jax"]) == ("abc, abd", "cpu, gpu", "0, 1")
     assert "crafting seconds" not in worst
 
 
@@ -354,20 +355,20 @@ def test_a_gain_is_of_all_attacks_on_the_images_that_met_them_all():
     rcnn, cnn, linf = ("rcnn", "static"), ("cnn", "static"), ("linf", 0.3)
     # The rCNN: image 4 falls to Square in both redraws; 7 stands, by Square (both attacks leave it, Square is the
     # stronger one on the selection). The CNN: 4 falls to PGD, 7 to Square.
-    found, back = results.gain(ledger, rcnn, cnn, *linf), results.gain(ledger, cnn, rcnn, *linf)
+    found, back = gains.gain(ledger, rcnn, cnn, *linf), gains.gain(ledger, cnn, rcnn, *linf)
     # Differences 0 and 1, and one of either sign halved: mean 1 / 4, mean square 2 / 4.
     half = 1.959964 * math.sqrt((2 / 4 - 1 / 16) / 4)
     ends = (pytest.approx(100 * (1 / 4 + side * half), abs=0.01) for side in (-1, 1))
     assert found is not None
     assert found == (50.0, *ends, 2, 2)
     assert back == (-50.0, -found.high, -found.low, 2, 2)
-    assert results.gain(ledger, rcnn, cnn, "l2", 2.0) is None
+    assert gains.gain(ledger, rcnn, cnn, "l2", 2.0) is None
     # What only one of them met says nothing of the other.
-    assert results.gain([*ledger, outcomes("ead", [[0, 0, 0]] * 2, **noisy)], rcnn, cnn, *linf) == found
+    assert gains.gain([*ledger, outcomes("ead", [[0, 0, 0]] * 2, **noisy)], rcnn, cnn, *linf) == found
     strangers = [outcomes("square", [[1]], scored_on="static"), outcomes("spsa", [[1]], **CNN)]
-    assert results.gain(strangers, rcnn, cnn, *linf) is None
+    assert gains.gain(strangers, rcnn, cnn, *linf) is None
     apart = [outcomes("square", [[1]], rows=[0], scored_on="static"), outcomes("square", [[1]], rows=[1], **CNN)]
-    assert results.gain(apart, rcnn, cnn, *linf) is None
+    assert gains.gain(apart, rcnn, cnn, *linf) is None
 
 
 def test_a_gain_under_gradients_alone_is_not_known():
@@ -375,11 +376,14 @@ def test_a_gain_under_gradients_alone_is_not_known():
     rcnn, cnn, linf = {"scored_on": "static"}, CNN, ("linf", 0.3)
     ledger = [outcomes("pgd", [[1, 1]], **rcnn), outcomes("pgd", [[0, 0]], **cnn)]
     both = ("rcnn", "static"), ("cnn", "static")
-    assert results.gain(ledger, *both, *linf) is None
+    assert gains.gain(ledger, *both, *linf) is None
+    # Where they leave nothing there is nothing hidden.
+    nothing = [outcomes("pgd", [[0, 0]], **rcnn), outcomes("pgd", [[0, 0]], **cnn)]
+    assert (gains.gain(nothing, *both, *linf) or (None,))[0] == 0.0
     ledger.append(outcomes("autoattack", [[0, 0]], **rcnn))
-    assert results.gain(ledger, *both, *linf) is None
+    assert gains.gain(ledger, *both, *linf) is None
     ledger.append(outcomes("autoattack", [[0, 0]], **cnn))
-    found = results.gain(ledger, *both, *linf)
+    found = gains.gain(ledger, *both, *linf)
     assert found is not None
     assert (found.points, found.attacks) == (0.0, 2)
 
@@ -391,7 +395,7 @@ def test_where_fewer_attacks_leave_nothing_their_images_count(third, images, att
         outcomes("pgd", [[0] * 8], **CNN),
         *(outcomes("square", [[0, 0]], rows=[0, 7], **of) for of in ({"scored_on": "static"}, CNN)),
     ]
-    found = results.gain(ledger, ("rcnn", "static"), ("cnn", "static"), "linf", 0.3)
+    found = gains.gain(ledger, ("rcnn", "static"), ("cnn", "static"), "linf", 0.3)
     assert found is not None
     assert (found.points, found.images, found.attacks) == (0.0, images, attacks)
 
@@ -402,9 +406,9 @@ def test_what_noise_gains_is_known_once_an_attack_averages_over_it():
         outcomes("square", [[0, 1, 0, 0]], scored_on="static"),
         outcomes("square", [[1, 1, 1, 0]], selection=[[1, 1, 1, 0]]),
     ]
-    assert results.gain(ledger, noise, rcnn, *linf) is None
+    assert gains.gain(ledger, noise, rcnn, *linf) is None
     ledger.append(outcomes("bpda_eot", [[0, 1, 1, 0]], selection=[[0, 1, 1, 0]]))
-    found = results.gain(ledger, noise, rcnn, *linf)
+    found = gains.gain(ledger, noise, rcnn, *linf)
     assert found is not None
     assert (found.points, found.images, found.attacks) == (25.0, 4, 2)
 
