@@ -26,7 +26,7 @@ def _left(right: np.ndarray) -> str:
 
 
 def _origin(ledgers: Sequence[Outcomes]) -> str:
-    def all_of(fact: str) -> str:
+    def all_of(fact: str) -> str | None:
         return joined(ledger.facts[fact] for ledger in ledgers)
 
     return f"Commit {all_of('commit')}, {all_of('device')}, {all_of('cores')} core(s), jax {all_of('jax')}."
