@@ -54,6 +54,6 @@ def provenance(*folders: Path) -> dict[str, str | int | None]:
         if not done and jax.process_index() == 0:  # one of several processes says it
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps([*before, now], indent=1) + "\n")
-        sittings += [sitting for sitting in before if sitting != now]
-    facts = now if len(sittings) == 1 else {fact: joined(sitting[fact] for sitting in sittings) for fact in now}
-    return facts | {"cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()}
+        sittings += before
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {fact: joined(sitting[fact] for sitting in sittings) for fact in now} | {"cores": cores}
