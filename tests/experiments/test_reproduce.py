@@ -80,7 +80,7 @@ def test_writes_results_and_report(finished):
     assert {row["N"] for row in rows} == {20, 10}
     assert all(row["wilson95"][0] <= row["accuracy"] <= row["wilson95"][1] for row in rows)
     report = (folder / "report.html").read_text()
-    assert report.count("<img") == 6
+    assert report.count("<img") == len(list((folder / "figures").glob("*.png"))) == 7
     assert str(folder / "report.html") in result.stdout
     assert "BPDA+EoT, l2 2" in result.stdout
     assert "BPDA+EoT, l2 2" in (folder / "README.md").read_text()
