@@ -1,11 +1,14 @@
-"""The real data sets and the authors' released filters: EM's results, and figures known from elsewhere.
+"""The real data sets and the authors' released filters: EM's results, figures known from elsewhere, and whole runs.
 
 Needs the data sets, prepared in their default folder or as raw files (in the folder RBF_JAX_RAW), and for comparisons
 the folder with the authors' filters (RBF_JAX_REFERENCE). Skips what is not there.
 """
 
+import json
 import math
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -18,6 +21,7 @@ from rbf_jax.bounds import best_filter_is_certain
 from rbf_jax.reconstruction import sample_std
 
 pytestmark = pytest.mark.full
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -79,3 +83,17 @@ def test_what_claim_1_is_worth(mnist_patches, epsilon, share):
 @pytest.mark.parametrize(("scale", "median"), [("variance", 0.43), ("sigma", 0.86), ("sqrt_sigma", 0.93)])
 def test_noise_of_the_three_rules(scale, median):
     assert np.median(sample_std(released("mnist"), 1.75, scale)) == pytest.approx(median, abs=0.005)
+
+
+@pytest.mark.parametrize(("name", "paper"), [("mnist", 78.3), ("cifar10", 63.1)])
+def test_the_smoke_profile_ends_with_the_papers_numbers_beside_ours(data_dir, tmp_path, name, paper):
+    command = [sys.executable, "-m", "experiments.reproduce", f"--config=experiments/configs/{name}.py:smoke"]
+    command += [f"--workdir={tmp_path}", *([f"--data_dir={data_dir}"] if data_dir else [])]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "report.html").is_file()
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    papers = {(row["model"], row["attack"], row["scored_on"]): row["paper"] for row in rows}
+    assert papers["rcnn", "pgd", "predict"] == paper
+    assert {("cnn", "pgd", "static"), ("rcnn", "fgsm", "predict"), ("rcnn", "bpda_eot", "predict")} <= papers.keys()
+    assert f"| {paper} (" in (tmp_path / "README.md").read_text()
