@@ -1,4 +1,4 @@
-"""What tests share: inputs, and the whole front end once more in plain float64 NumPy.
+"""What tests share: inputs, entry points, and the whole front end once more in plain float64 NumPy.
 
 The reference is written to be read, from the equations alone: windows are cut one by one, distances are sums of squared
 differences, the softmax subtracts its maximum, and the gradient is derived by hand.
@@ -6,7 +6,10 @@ differences, the softmax subtracts its maximum, and the gradient is derived by h
 
 import functools
 import math
-from typing import NamedTuple
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +19,23 @@ from scipy.special import expit
 
 from rbf_jax.rbf import RBFFilters
 
+ROOT = Path(__file__).resolve().parents[1]
+
 quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 """Compiles three times as fast, for tests of what is computed and not of how well it is rounded."""
 
 shipped_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 3})
 """Compiles as users do, also under `make test`, which compiles everything else quickly: for tests of rounding."""
+
+
+def experiment(module: str, config: str, *arguments: str) -> list[str]:
+    """The command of an entry point with a configuration, as in ``experiment("reproduce", "mnist.py:smoke")``."""
+    return [sys.executable, "-m", f"experiments.{module}", f"--config=experiments/configs/{config}", *arguments]
+
+
+def run_experiment(module: str, config: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = experiment(module, config, *arguments)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, **options)
 
 
 def random_filters(

@@ -7,13 +7,12 @@ the folder with the authors' filters (RBF_JAX_REFERENCE). Skips what is not ther
 import json
 import math
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import run_experiment
 
 from benchmarks.em import FLOORS, RULES, quality, random_patches
 from rbf_jax import data, em, extract_patches, mixing_weights, rbf
@@ -21,7 +20,6 @@ from rbf_jax.bounds import best_filter_is_certain
 from rbf_jax.reconstruction import sample_std
 
 pytestmark = pytest.mark.full
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +85,8 @@ def test_noise_of_the_three_rules(scale, median):
 
 @pytest.mark.parametrize(("name", "paper"), [("mnist", 78.3), ("cifar10", 63.1)])
 def test_the_smoke_profile_ends_with_the_papers_numbers_beside_ours(data_dir, tmp_path, name, paper):
-    command = [sys.executable, "-m", "experiments.reproduce", f"--config=experiments/configs/{name}.py:smoke"]
-    command += [f"--workdir={tmp_path}", *([f"--data_dir={data_dir}"] if data_dir else [])]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    folders = [f"--workdir={tmp_path}", *([f"--data_dir={data_dir}"] if data_dir else [])]
+    result = run_experiment("reproduce", f"{name}.py:smoke", *folders)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "report.html").is_file()
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]

@@ -8,10 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from helpers import ROOT, experiment, run_experiment
 
 from experiments import jobs, learn, reproduce, results
 from experiments.catalogue import cells
@@ -21,7 +21,6 @@ from experiments.rundir import Run, open_run
 from rbf_jax import rbf
 from rbf_jax.certify import certified_radius
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     "--config.examples.train=276",
     "--config.examples.validation=20",
@@ -40,18 +39,8 @@ TINY = [
 ]
 
 
-def command(module, config, *arguments):
-    return [sys.executable, "-m", f"experiments.{module}", f"--config=experiments/configs/{config}", *arguments]
-
-
-def run(module, config, *arguments, **options):
-    return subprocess.run(
-        command(module, config, *arguments), cwd=ROOT, capture_output=True, text=True, check=False, **options
-    )
-
-
 def run_all(folder, *arguments, **options):
-    return run("reproduce", "quickstart.py:smoke", f"--workdir={folder}", *TINY, *arguments, **options)
+    return run_experiment("reproduce", "quickstart.py:smoke", f"--workdir={folder}", *TINY, *arguments, **options)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +103,7 @@ def test_killed_at_random_places_it_ends_with_the_same_numbers(request, tmp_path
         assert run_all(whole, chosen).returncode == 0
     else:
         whole, _ = request.getfixturevalue("finished")
-    arguments = command("reproduce", "quickstart.py:smoke", f"--workdir={tmp_path / 'run'}", *TINY, chosen)
+    arguments = experiment("reproduce", "quickstart.py:smoke", f"--workdir={tmp_path / 'run'}", *TINY, chosen)
     killed, total = 0, count_files(whole)
     for written in sorted(random.sample(range(1, total // 2 if kills == 1 else total), kills)):
         with subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as child:
@@ -137,7 +126,7 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 @pytest.mark.full
 def test_a_full_disk_is_one_message_and_the_run_goes_on(finished, tmp_path):
-    arguments = command("reproduce", "quickstart.py:smoke", f"--workdir={tmp_path}", *TINY)
+    arguments = experiment("reproduce", "quickstart.py:smoke", f"--workdir={tmp_path}", *TINY)
     full = [sys.executable, "-c", WITH_LITTLE_ROOM, *arguments]
     result = subprocess.run(full, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 2, result.stderr
@@ -189,7 +178,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_serves(finished, tm
 
 
 def test_missing_data_says_what_to_run(tmp_path):
-    result = run("reproduce", "mnist.py:smoke", f"--data_dir={tmp_path}", f"--workdir={tmp_path}/run")
+    result = run_experiment("reproduce", "mnist.py:smoke", f"--data_dir={tmp_path}", f"--workdir={tmp_path}/run")
     assert result.returncode == 2
     assert "make data" in result.stderr
     assert "Traceback" not in result.stderr
@@ -207,7 +196,7 @@ def test_unknown_models_are_refused(tmp_path):
     result = run_all(tmp_path, "--config.models=('cnn', 'svm')")
     assert result.returncode == 2
     assert f"config.models must be one of {', '.join(map(repr, RECIPES))}, got 'svm'" in result.stderr
-    assert run("train", "quickstart.py:smoke", "--model=svm").returncode != 0
+    assert run_experiment("train", "quickstart.py:smoke", "--model=svm").returncode != 0
 
 
 @pytest.mark.parametrize(

@@ -5,23 +5,19 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT, experiment
 
 from rbf_jax import process
 
-ROOT = Path(__file__).resolve().parents[2]
-
 
 def start(folder, *flags):
-    command = [sys.executable, "-m", "experiments.reproduce", "--config=experiments/configs/quickstart.py:smoke"]
     environment = {**os.environ, **process.settings(os.environ), "RBF_JAX_SETTINGS": "1"}
     return subprocess.Popen(
-        [*command, f"--workdir={folder}", *flags],
+        experiment("reproduce", "quickstart.py:smoke", f"--workdir={folder}", *flags),
         cwd=ROOT,
         env=environment,
         stdout=subprocess.DEVNULL,
